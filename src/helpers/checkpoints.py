@@ -1,0 +1,141 @@
+"""Checkpoints that survive: written under a temporary name and renamed, verified when read, never unpickled.
+
+A checkpoint is a folder ``step-00001234`` with ``model.safetensors``, ``optimizer.pt`` (tensors only) and
+``state.json``, which holds the step, the history so far, the fingerprint of the run, and the SHA-256 of the
+two others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint could not be read and an older one is used."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint says besides tensors: steps done, the log rows so far, seconds spent, and what run it
+    belongs to.
+    """
+
+    step: int
+    rows: list[dict[str, float]]
+    seconds: float
+    fingerprint: dict[str, Any]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: State) -> Path:
+    """Write a checkpoint; until the last byte is on disk the folder's earlier checkpoints are untouched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{state.step:08d}"
+    if target.exists():
+        try:
+            read_state(target)
+            return target
+        except ValueError:  # left by a crash or damaged since: it must not keep its place
+            shutil.rmtree(target)
+    work = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    try:
+        save_model(model, str(work / "model.safetensors"))
+        torch.save([optimizer.state_dict() for optimizer in optimizers], work / "optimizer.pt")
+        digests = {name: _digest(work / name) for name in ("model.safetensors", "optimizer.pt")}
+        record = {
+            "step": state.step,
+            "rows": state.rows,
+            "seconds": state.seconds,
+            "fingerprint": state.fingerprint,
+            "sha256": digests,
+        }
+        (work / "state.json").write_text(json.dumps(record), encoding="utf-8")
+        work.rename(target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return target
+
+
+def available(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def prune(folder: Path, *, keep: int, permanent: frozenset[int] = frozenset()) -> None:
+    """Remove all but the newest ``keep`` checkpoints and those of the ``permanent`` steps, and what a kill
+    left half-written.
+    """
+    temporary = [path for path in available(folder) if int(path.name[5:]) not in permanent]
+    for path in [*temporary[keep:], *folder.glob(".writing-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_state(checkpoint: Path) -> State:
+    """Verify a checkpoint's files against their digests and return its state; raises ``ValueError`` when it
+    is not whole.
+    """
+    try:
+        record = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        for name, digest in record["sha256"].items():
+            if _digest(checkpoint / name) != digest:
+                raise ValueError(f"{name} does not match its digest")
+        return State(record["step"], record["rows"], record["seconds"], record["fingerprint"])
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{checkpoint} is not a whole checkpoint: {error}") from error
+
+
+def restore(checkpoint: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> State:
+    """Load one checkpoint into a model and its optimizers, in place."""
+    state = read_state(checkpoint)
+    load_model(model, str(checkpoint / "model.safetensors"))
+    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
+    if len(saved) != len(optimizers):
+        raise ValueError(
+            f"{checkpoint} was written by {len(saved)} optimizers, this run has {len(optimizers)}"
+        )
+    for optimizer, record in zip(optimizers, saved, strict=True):
+        optimizer.load_state_dict(record)
+    return state
+
+
+def newest_whole(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
+    """The newest checkpoint that can be read, or ``None``; warns about each that cannot.
+
+    Raises ``ValueError`` when a whole checkpoint belongs to another run: the first setting that differs is
+    named with both values.
+    """
+    for path in available(folder):
+        try:
+            state = read_state(path)
+        except ValueError as error:
+            warnings.warn(f"{error}; falling back to the one before", CheckpointWarning, stacklevel=3)
+            continue
+        check_fingerprint(path, state.fingerprint, fingerprint)
+        return path
+    return None
+
+
+def check_fingerprint(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ``ValueError`` naming the first setting in which a checkpoint's run differs from this one."""
+    for key in sorted(wanted.keys() | saved.keys()):
+        if saved.get(key) != wanted.get(key):
+            raise ValueError(
+                f"{path} belongs to another run: {key} is {saved.get(key)!r} there and {wanted.get(key)!r} "
+                "here"
+            )

@@ -1,0 +1,312 @@
+"""Fine-tune an encoder on a classification task, from pre-trained or from fresh weights, and measure it with
+intervals.
+
+Legend: ``n`` texts, ``R`` windows (rows) in a batch, ``T`` tokens in a window, ``H`` hidden, ``C`` classes. A
+long text is read through several windows (its head, its tail, what lies between); the mean of the encoder's
+states over all of its tokens is classified.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
+from sklearn.metrics import f1_score, roc_auc_score
+from torch import nn
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from helpers import masking, runtime, training
+from helpers import tokenizer as tk
+from helpers.training import Batch, History, TrainConfig
+
+POOLINGS = ("mean", "cls")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How to fine-tune. ``lr`` is Muon's rate (encoder matrices), ``lr_adam`` AdamW's (the rest, or all with
+    ``optimizer="adamw"``); ``frozen`` trains the classifier alone. A budget is ``epochs`` over the labels,
+    but at least ``min_steps`` steps, so that few labels are not also few updates."""
+
+    epochs: float = 3.0
+    min_steps: int = 100
+    batch: int = 32
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    lr_adam: float = 1e-3
+    weight_decay: float = 0.05
+    windows: int = 2
+    seq_len: int = 128
+    pooling: str = "mean"
+    frozen: bool = False
+    seed: int = 0
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.min_steps < 1 or self.batch < 1:
+            raise ValueError(
+                f"epochs, min_steps and batch must be positive, got {self.epochs}, {self.min_steps} and "
+                f"{self.batch}"
+            )
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
+        if self.windows < 1 or self.seq_len < 3:
+            raise ValueError(
+                f"windows must be at least 1 and seq_len at least 3, got {self.windows} and {self.seq_len}"
+            )
+
+    def steps(self, texts: int) -> int:
+        """Optimizer steps for a number of labelled texts."""
+        return max(self.min_steps, math.ceil(self.epochs * texts / self.batch))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Texts cut into windows: ``input_ids`` (rows, T) padded with [PAD]; ``first`` (n + 1,), where each
+    text's rows begin.
+    """
+
+    input_ids: torch.Tensor
+    first: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def take(self, texts: torch.Tensor) -> Batch:
+        """The rows of the given texts: ``input_ids`` (R, T), and ``owner`` (R,), which text of the batch a
+        row is from.
+        """
+        spans = [torch.arange(int(self.first[i]), int(self.first[i + 1])) for i in texts]
+        owner = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([len(span) for span in spans]))
+        return {"input_ids": self.input_ids[torch.cat(spans)], "owner": owner}
+
+
+def cut_windows(documents: Sequence[np.ndarray], *, seq_len: int = 128, windows: int = 2) -> Windows:
+    """Up to ``windows`` windows ``[CLS] ... [SEP]`` of ``seq_len`` tokens from each text's ids, spread from
+    head to tail.
+
+    Raises ``ValueError`` when there is no text, or one without tokens.
+    """
+    if seq_len < 3 or windows < 1:
+        raise ValueError(f"seq_len must be at least 3 and windows at least 1, got {seq_len} and {windows}")
+    if len(documents) == 0:
+        raise ValueError("no texts to cut into windows")
+    width, rows, first = seq_len - 2, [], [0]
+    for number, ids in enumerate(documents):
+        if len(ids) == 0:
+            raise ValueError(f"text {number} has no tokens")
+        count = min(windows, math.ceil(len(ids) / width))
+        starts = np.linspace(0, max(len(ids) - width, 0), count).round().astype(int) if count > 1 else [0]
+        for start in starts:
+            body = ids[start : start + width]
+            rows.append(np.concatenate([[tk.CLS], body, [tk.SEP], [tk.PAD] * (width - len(body))]))
+        first.append(len(rows))
+    return Windows(torch.from_numpy(np.stack(rows).astype(np.int64)), torch.tensor(first))
+
+
+class Classifier(nn.Module):
+    """An encoder, a pooling of its states, and one linear layer."""
+
+    def __init__(self, encoder: PreTrainedModel, classes: int = 2, pooling: str = "mean") -> None:
+        super().__init__()
+        if classes < 2:
+            raise ValueError(f"classes must be at least 2, got {classes}")
+        if pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
+        self.encoder, self.pooling = encoder, pooling
+        self.head = nn.Linear(encoder.config.hidden_size, classes)
+        nn.init.zeros_(
+            self.head.weight
+        )  # the first updates then come from the features, not from a random projection
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, batch: Batch) -> torch.Tensor:
+        """One vector a text, (n, H): the mean over its real tokens, or over its windows' [CLS] states."""
+        ids, owner = batch["input_ids"], batch["owner"]
+        mask_RxT = (ids != tk.PAD).long()
+        states_RxTxH = self.encoder(input_ids=ids, attention_mask=mask_RxT)[0]
+        if self.pooling == "cls":
+            sums, counts = states_RxTxH[:, 0], torch.ones_like(mask_RxT[:, 0])
+        else:
+            sums, counts = (states_RxTxH * mask_RxT[..., None]).sum(1), mask_RxT.sum(1)
+        texts = int(owner[-1]) + 1
+        total = sums.new_zeros(texts, sums.size(1)).index_add(0, owner, sums)
+        return total / counts.new_zeros(texts).index_add(0, owner, counts)[:, None]
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits (n, C) of the texts whose windows are in the batch."""
+        return self.head(self.features(batch))
+
+    def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+        """Write the encoder and tokenizer as ``from_pretrained`` reads them, and the head beside them."""
+        folder = Path(folder)
+        self.encoder.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        save_model(self.head, str(folder / "head.safetensors"))
+        (folder / "head.json").write_text(
+            json.dumps({"classes": self.head.out_features, "pooling": self.pooling})
+        )
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Classifier:
+        """A classifier written by :meth:`save`; raises ``ValueError`` when the folder is not one."""
+        folder = Path(folder)
+        needed = ("config.json", "model.safetensors", "head.json", "head.safetensors")
+        if missing := [name for name in needed if not (folder / name).is_file()]:
+            raise ValueError(f"{folder} is not a saved classifier: no {' and no '.join(missing)}")
+        model = cls(
+            AutoModel.from_pretrained(folder, local_files_only=True, attn_implementation="eager"),
+            **json.loads((folder / "head.json").read_text()),
+        )
+        load_model(model.head, str(folder / "head.safetensors"))
+        return model.eval()
+
+
+def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Cross-entropy of the labels, in nats a text."""
+    return F.cross_entropy(model(batch).float(), batch["labels"]), {}
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A trained classifier, its history and its configuration."""
+
+    model: Classifier
+    history: History
+    config: FinetuneConfig
+
+
+def finetune(
+    encoder: PreTrainedModel,
+    texts: Windows,
+    labels: np.ndarray,
+    config: FinetuneConfig,
+    *,
+    classes: int = 2,
+    progress: bool = True,
+) -> Finetuned:
+    """Train a classifier on ``encoder`` (changed in place unless frozen) with the labels (n,) of ``texts``.
+
+    ``encoder`` is ``model.bert`` of a pre-training model, fresh or loaded. Raises ``ValueError`` for labels
+    outside ``[0, classes)``, for labels and texts of different number, and for windows longer than the
+    encoder's positions.
+    """
+    labels = check_labels(labels, classes)
+    if len(labels) != len(texts):
+        raise ValueError(f"{len(texts)} texts but {len(labels)} labels")
+    if texts.input_ids.size(1) > encoder.config.max_position_embeddings:
+        raise ValueError(
+            f"windows of {texts.input_ids.size(1)} tokens, but the encoder has "
+            f"{encoder.config.max_position_embeddings} positions"
+        )
+    masking.check_ids(texts.input_ids, encoder.config.vocab_size)
+    model = Classifier(encoder, classes, config.pooling)
+    encoder.requires_grad_(not config.frozen)
+    steps = config.steps(len(texts))
+    target = torch.from_numpy(labels)
+
+    def batch_of(step: int) -> Batch:
+        rows = _rows_of_step(len(texts), config, step)
+        return texts.take(rows) | {"labels": target[rows]}
+
+    settings = TrainConfig(
+        steps=steps,
+        optimizer=config.optimizer,
+        lr=config.lr,
+        lr_adam=config.lr_adam,
+        weight_decay=config.weight_decay,
+        warmup=max(1, steps // 10),
+        decay=steps - max(1, steps // 10),
+        seed=config.seed,
+        precision=config.precision,
+        compile=False,  # the number of windows changes from batch to batch
+    )
+    return Finetuned(model, training.train(model, batch_of, loss, settings, progress=progress), config)
+
+
+def _rows_of_step(texts: int, config: FinetuneConfig, step: int) -> torch.Tensor:
+    """Which texts a step reads: epochs follow each other without a gap, each in an order of its own."""
+    size = min(config.batch, texts)
+    epoch, place = divmod(step * size, texts)
+    orders = [torch.randperm(texts, generator=runtime.generator(config.seed, epoch + i, 3)) for i in range(2)]
+    return torch.cat(orders)[place : place + size]
+
+
+def check_labels(labels: np.ndarray, classes: int) -> np.ndarray:
+    """The labels as int64; raises ``ValueError`` naming the first outside ``[0, classes)``."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be a vector of integers, got shape {labels.shape} of {labels.dtype}")
+    if (bad := labels[(labels < 0) | (labels >= classes)]).size:
+        raise ValueError(f"label {bad[0]} lies outside the {classes} classes 0 to {classes - 1}")
+    return labels.astype(np.int64)
+
+
+@torch.no_grad()
+def predict(model: Classifier, texts: Windows, *, batch: int = 64) -> np.ndarray:
+    """Class probabilities (n, C) of every text."""
+    where = next(model.parameters()).device
+    model.eval()
+    parts = []
+    for rows in torch.arange(len(texts)).split(batch):
+        inputs = {name: value.to(where) for name, value in texts.take(rows).items()}
+        with runtime.autocast(runtime.precision(where), where):
+            parts.append(model(inputs).float().softmax(1).cpu())
+    return torch.cat(parts).numpy()
+
+
+def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Accuracy, F1 and area under the ROC curve of two-class probabilities (n, 2), class 1 being positive.
+
+    Raises ``ValueError`` when only one class is present, since the AUC is then undefined.
+    """
+    labels = check_labels(labels, 2)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"every label is {labels[0]}: F1 and AUC need both classes")
+    guess = probabilities[:, 1] > 0.5
+    return {
+        "accuracy": float((guess == labels).mean()),
+        "f1": float(f1_score(labels, guess)),
+        "auc": float(roc_auc_score(labels, probabilities[:, 1])),
+    }
+
+
+def bootstrap(
+    labels: np.ndarray, probabilities: np.ndarray, *, level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of :func:`scores` over resampled test texts: what another test set of this size
+    would give.
+    """
+    rng = np.random.default_rng(seed)
+    scores(
+        labels, probabilities
+    )  # raises when one class is missing, before draws are repeated for that reason
+    samples: list[dict[str, float]] = []
+    while len(samples) < draws:
+        rows = rng.integers(0, len(labels), len(labels))
+        if len(np.unique(labels[rows])) == 2:  # few texts can all be of one class, where the AUC is undefined
+            samples.append(scores(labels[rows], probabilities[rows]))
+    tail = (1 - level) / 2
+    ends = {name: np.quantile([s[name] for s in samples], [tail, 1 - tail]) for name in samples[0]}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def mean_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean, lower and upper end of Student's t interval over independent runs (seeds).
+
+    Raises ``ValueError`` for fewer than two values.
+    """
+    runs = np.asarray(values, float)
+    if runs.size < 2:
+        raise ValueError(f"an interval over runs needs at least two, got {runs.size}")
+    half = scipy.stats.t.ppf(0.5 + level / 2, runs.size - 1) * runs.std(ddof=1) / math.sqrt(runs.size)
+    return float(runs.mean()), float(runs.mean() - half), float(runs.mean() + half)

@@ -1,0 +1,37 @@
+"""The book's figures: one function a figure, data in, `Axes` out; `show` puts one on the page with alt text.
+
+Every title states the finding and comes from the caller; every axis names its unit.
+"""
+
+from .canvas import COLOURS, count, new_axes, png, show, style
+from .learning import bars, label_curve, loss_curves
+from .scaling import (
+    band,
+    extrapolations,
+    ladder,
+    loss_by_size,
+    predicted_measured,
+    predictions,
+    profile,
+    residuals,
+)
+
+__all__ = [
+    "COLOURS",
+    "band",
+    "bars",
+    "count",
+    "extrapolations",
+    "label_curve",
+    "ladder",
+    "loss_by_size",
+    "loss_curves",
+    "new_axes",
+    "png",
+    "predicted_measured",
+    "predictions",
+    "profile",
+    "residuals",
+    "show",
+    "style",
+]

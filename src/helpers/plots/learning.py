@@ -1,0 +1,90 @@
+"""Figures of training and fine-tuning: loss curves, accuracy against labels, bars of ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+from .canvas import BLACK, RED, SKY, arms, colours, label_ends, log_axes, new_axes, plateau
+
+
+def loss_curves(
+    histories: Mapping[str, pd.DataFrame],
+    *,
+    unigram_entropy: float,
+    batch_tokens: int,
+    title: str,
+    column: str = "mlm",
+    levels: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Training loss (nats) against tokens read (millions), one line a run, with the plateau line.
+
+    A history has the columns `step` and `column`, and may have `eval_mlm_loss`, drawn as points. `levels` are
+    further losses to compare with, by name, drawn like the plateau.
+    """
+    ax = new_axes(ax)
+    ends = []
+    for (name, log), colour in zip(histories.items(), colours(len(histories)), strict=True):
+        tokens = log["step"] * batch_tokens / 1e6
+        ax.plot(tokens, log[column], color=colour, alpha=0.9)
+        ends.append((name, tokens.iloc[-1], log[column].iloc[-1], colour))
+        if "eval_mlm_loss" in log:
+            ax.plot(tokens, log["eval_mlm_loss"], "o", color=colour, markeredgecolor="white", zorder=3)
+    plateau(ax, unigram_entropy)
+    for name, level in (levels or {}).items():
+        plateau(ax, level, name)
+    ax.set(title=title, xlabel="tokens read (millions)", ylabel="MLM loss (nats per masked token)")
+    label_ends(ax, ends)
+    return ax
+
+
+def label_curve(table: pd.DataFrame, *, title: str, metric: str = "accuracy", ax: Axes | None = None) -> Axes:
+    """A metric against the number of labels, one line an arm, with intervals.
+
+    `table` has the columns `labels`, `arm` (for example "pre-trained" and "from scratch"), `metric`, `low`,
+    `high`.
+    """
+    ax = new_axes(ax)
+    ends = []
+    names = list(dict.fromkeys(table["arm"]))
+    for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True)):
+        part = table[table["arm"] == name].sort_values("labels")
+        # A small shift keeps the intervals of two arms from hiding each other.
+        at = part["labels"].to_numpy(float) * 1.03 ** (i - (len(names) - 1) / 2)
+        value = part[metric].to_numpy(float)
+        ax.errorbar(at, value, yerr=arms(value, part["low"], part["high"]), fmt="o-", color=colour, capsize=3)
+        ends.append((str(name), at[-1], value[-1], colour))
+    ax.set(title=title, xlabel="labelled examples", ylabel=metric)
+    log_axes(ax, "x", sorted(set(table["labels"])))
+    label_ends(ax, ends)
+    return ax
+
+
+def bars(
+    names: Sequence[str],
+    values: ArrayLike,
+    *,
+    title: str,
+    xlabel: str,
+    low: ArrayLike | None = None,
+    high: ArrayLike | None = None,
+    reference: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Horizontal bars in the order given, first on top, with intervals and an optional line of reference."""
+    ax = new_axes(ax)
+    values = np.asarray(values, float)
+    error = None if low is None or high is None else arms(values, low, high)
+    ax.barh(np.arange(values.size), values, xerr=error, color=SKY, ecolor=BLACK, capsize=3, height=0.65)
+    ax.set_yticks(np.arange(values.size), names)
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    if reference is not None:
+        ax.axvline(reference, color=RED, linewidth=1.2)
+    ax.set(title=title, xlabel=xlabel)
+    return ax

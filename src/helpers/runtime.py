@@ -1,0 +1,172 @@
+"""Where the code runs: profile, device, precision, seeds, clocks and memory. Nothing here prints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PROFILES = ("quick", "colab", "full")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def profile(name: str | None = None) -> str:
+    """The name of the profile in force: the argument, else ``BOOK_PROFILE``, else ``"quick"``.
+
+    Raises ``ValueError`` for a name that is none of ``PROFILES``.
+    """
+    chosen = name if name is not None else os.environ.get("BOOK_PROFILE") or "quick"
+    if chosen not in PROFILES:
+        raise ValueError(f"unknown profile {chosen!r}: BOOK_PROFILE must be one of {', '.join(PROFILES)}")
+    return chosen
+
+
+def cache_dir() -> Path:
+    """The folder for what can be made again: ``HELPERS_CACHE``, else ``~/.cache/scalability-helpers``."""
+    root = os.environ.get("HELPERS_CACHE") or Path.home() / ".cache" / "scalability-helpers"
+    path = Path(root)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, of the same suffix, that replaces it when the block ends without an
+    error.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def device() -> torch.device:
+    """The first CUDA device, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags of this CPU as Linux lists them; empty where it does not."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    return frozenset(
+        next((line.split(":")[1] for line in text.splitlines() if line.startswith("flags")), "").split()
+    )
+
+
+def cpu_name() -> str:
+    """The CPU's model name, for labels; ``"unknown CPU"`` where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown CPU"
+    return next(
+        (line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")),
+        "unknown CPU",
+    )
+
+
+def precision(where: torch.device | None = None) -> str:
+    """The fastest precision that trains well: ``"bf16"``, ``"fp16"`` or ``"fp32"``.
+
+    bf16 needs matrix units that multiply it: AMX or AVX512-BF16 on a CPU, Ampere or newer on a GPU. Without
+    them a CPU converts every operand to fp32 first, which is slower than fp32 throughout. fp16 (with loss
+    scaling) is left for GPUs older than Ampere. ``HELPERS_PRECISION`` overrides the choice.
+    """
+    forced = os.environ.get("HELPERS_PRECISION")
+    if forced:
+        if forced not in PRECISIONS:
+            raise ValueError(
+                f"unknown precision {forced!r}: HELPERS_PRECISION must be one of {', '.join(PRECISIONS)}"
+            )
+        return forced
+    where = where or device()
+    if where.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(where)[0] >= 8 else "fp16"
+    return "bf16" if cpu_flags() & {"amx_bf16", "avx512_bf16"} else "fp32"
+
+
+def autocast(name: str, where: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The autocast context for a precision name; a context that does nothing for fp32."""
+    if name not in PRECISIONS:
+        raise ValueError(f"unknown precision {name!r}: expected one of {', '.join(PRECISIONS)}")
+    if name == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(where.type, dtype=PRECISIONS[name])
+
+
+def can_compile(where: torch.device | None = None) -> bool:
+    """Whether ``torch.compile`` can work here: on a CPU it needs a C++ compiler at run time."""
+    where = where or device()
+    if sys.platform == "win32":
+        return False
+    compiler = os.environ.get("CXX") or "g++"
+    return where.type == "cuda" or shutil.which(compiler) is not None
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator that depends on the whole key and on nothing else.
+
+    The key is hashed through ``numpy.random.SeedSequence``, so that (seed, step) and (step, seed), or
+    neighbouring seeds, give unrelated streams. Keys of one purpose have one length: zeros at the end of a key
+    do not count.
+    """
+    state = np.random.SeedSequence([int(k) for k in key]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch, for what takes no generator (dropout, initial
+    weights).
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
+    torch.manual_seed(seed)
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far, in bytes (on a GPU: plus the allocator's peak)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return host + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+@dataclass
+class Timer:
+    """Seconds between entering and leaving the ``with`` block, on a clock that never runs backwards."""
+
+    seconds: float = field(default=0.0, init=False)
+
+
+@contextlib.contextmanager
+def timer() -> Iterator[Timer]:
+    """``with timer() as t: ...`` leaves the block's wall time, in seconds, in ``t.seconds``."""
+    clock, start = Timer(), time.perf_counter()
+    try:
+        yield clock
+    finally:
+        clock.seconds = time.perf_counter() - start
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number in this book."""
+    import importlib.metadata as metadata
+
+    names = ("torch", "transformers", "tokenizers", "numpy", "scipy", "statsmodels")
+    return {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in names}

@@ -1,0 +1,113 @@
+"""WordPiece: train it on the training split, keep it by content, load it as a ``transformers`` tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from helpers import runtime
+
+# The ids follow from the order: [PAD] must be 0, as BERT's configurations assume.
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = range(5)
+_FORMAT = 2  # part of the cache key: raise it when the construction below changes
+
+
+_ALPHABET = 80
+
+
+def _blank(vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
+    )
+    return tokenizer
+
+
+def _train(texts: list[str], vocab_size: int) -> Tokenizer:
+    """WordPiece trained so that the result does not depend on chance.
+
+    The trainer numbers the letters inside words ("##e") in the order of a randomly seeded hash table, and
+    breaks ties of counts by these numbers: two trainings differ. Passed as special tokens, the letters have
+    fixed numbers.
+    """
+    blank = _blank()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(blank.normalizer.normalize_str(text))
+    letters = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))[:_ALPHABET]
+    inside = [f"##{c}" for c in letters if not unicodedata.category(c).startswith(("P", "S"))]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *inside],
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        show_progress=False,
+    )
+    blank.train_from_iterator(texts, trainer)
+    tokenizer = _blank(blank.get_vocab())  # without the letters among the special tokens
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return tokenizer
+
+
+def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A ``tokenizers`` object as a ``transformers`` tokenizer, with BERT's special tokens set."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
+    """A lower-casing WordPiece tokenizer (Wu et al. 2016, section 4.1, as BERT uses it) trained on ``texts``.
+
+    The same texts give the same vocabulary. A trained tokenizer is kept in the cache folder under a hash of
+    the texts and settings, and read back from there. Raises ``ValueError`` for an empty corpus, or a
+    vocabulary that is too small for the special tokens and the alphabet.
+    """
+    texts = list(texts)
+    if not any(text.strip() for text in texts):
+        raise ValueError("cannot train a tokenizer on an empty corpus: every text is empty")
+    if vocab_size < 100:
+        raise ValueError(
+            f"vocab_size must be at least 100 to hold the special tokens and an alphabet, got {vocab_size}"
+        )
+    digest = hashlib.sha256(json.dumps([_FORMAT, vocab_size]).encode())
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    path = runtime.cache_dir() / f"wordpiece-{vocab_size}-{digest.hexdigest()[:16]}.json"
+    if not path.exists():
+        tokenizer = _train(texts, vocab_size)
+        with runtime.write_atomically(path) as temporary:
+            temporary.write_text(tokenizer.to_str(), encoding="utf-8")
+    return wrap(Tokenizer.from_file(str(path)))
+
+
+def load(folder: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer saved in a model folder; raises ``ValueError`` when there is none."""
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} holds no tokenizer.json: expected a folder written by save_pretrained")
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text (int32, without special tokens), in order."""
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.asarray(encoding.ids, np.int32) for encoding in encodings]

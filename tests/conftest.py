@@ -1,0 +1,77 @@
+"""What several test files share: a small synthetic corpus, and settings for a run of seconds."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers import data, models, pretrain
+
+GOOD, BAD = ("lovely", "superb", "moving"), ("dull", "clumsy", "tedious")
+PLAIN = tuple(
+    f"{first}{last}" for first in ("ba", "ke", "mo", "ti", "zu") for last in ("lan", "rek", "sot", "vim")
+)
+
+
+def make_reviews(count: int = 240, seed: int = 0) -> data.Reviews:
+    """Reviews of 20 to 60 invented words, of which some tell the label."""
+    rng = np.random.default_rng(seed)
+    texts, labels = [], []
+    for number in range(count):
+        label = number % 2
+        words = rng.choice(PLAIN, rng.integers(20, 60)).tolist()
+        for place in rng.integers(0, len(words), 5):
+            words[place] = str(rng.choice(GOOD if label else BAD))
+        texts.append(" ".join(words) + ".")
+        labels.append(label)
+    return data.prepare(pd.DataFrame({"text": texts, "label": labels}), source="invented", origin="tests")
+
+
+@pytest.fixture(scope="session")
+def reviews() -> data.Reviews:
+    return make_reviews()
+
+
+@pytest.fixture(scope="session")
+def corpus(reviews: data.Reviews, tmp_path_factory: pytest.TempPathFactory) -> pretrain.Corpus:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELPERS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return pretrain.load_corpus(reviews, vocab_size=200, seq_len=16)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HELPERS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tiny():
+    """Settings of a run of ``steps`` steps that takes well under a second; named settings override them."""
+
+    def config(steps: int = 8, **overrides) -> pretrain.PretrainConfig:
+        settings = {
+            "size": models.Size(1, 32),
+            "tokens": steps * 8 * 16,
+            "seq_len": 16,
+            "batch": 8,
+            "warmup_tokens": 2 * 8 * 16,
+            "precision": "fp32",
+            "compile": False,
+        }
+        return pretrain.PretrainConfig(**settings | overrides)
+
+    return config
+
+
+@pytest.fixture
+def same_weights():
+    """Whether two models have the same weights, bit for bit."""
+
+    def compare(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+        ours, theirs = one.state_dict(), other.state_dict()
+        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    return compare
