@@ -183,3 +183,12 @@ def test_unigram_entropy_refuses_ids_that_are_none(ids, message):
         data.unigram_entropy(ids, [0, 1], 4)
     with pytest.raises(ValueError, match=message):
         data.unigram_entropy([0, 1], ids, 4)
+
+
+def test_raw_rows_keep_markup_and_copies_that_reviews_drops(monkeypatch):
+    rows = pd.DataFrame({"text": ["Good<br />film", "good film"], "label": [1, 1], "source": "imdb"})
+    monkeypatch.setattr(data, "_read_wheel", lambda source: rows)
+    assert data.raw("imdb", profile="quick").to_dict("list") == {"text": list(rows["text"]), "label": [1, 1]}
+    assert data.reviews("imdb", profile="quick").frame["text"].tolist() == ["Good film"]
+    with pytest.raises(ValueError, match="unknown source 'books'"):
+        data.raw("books")

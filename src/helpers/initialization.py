@@ -4,7 +4,8 @@ A fresh BERT attends to all positions alike, and until some head has found the n
 knows no context: its loss rests at what word frequencies allow. Finding them takes millions of tokens, since
 position vectors are random and mixed with word vectors of equal size. Here words and positions start in
 subspaces of their own, positions as sinusoids, and the heads of the first layer as look-ups of fixed offsets:
-one word back, one ahead, two back, and so on. Nothing of the architecture changes, everything stays trainable.
+one word back, one ahead, two back, and so on. Nothing of the architecture changes, everything stays
+trainable.
 
 Related: sinusoidal positions, whose shifts are rotations (Vaswani et al. 2017, section 3.5); initial weights
 that mimic trained ones (Trockman and Kolter 2023).
@@ -25,14 +26,14 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def frequencies(count: int) -> torch.Tensor:
-    """``count`` angular frequencies in (0, pi), spread by the golden ratio: no shift below the length of a text
-    brings all of them back into phase, as evenly spaced ones would.
+    """``count`` angular frequencies in (0, pi), spread by the golden ratio: no shift below the length of a
+    text brings all of them back into phase, as evenly spaced ones would.
     """
     return math.pi * ((torch.arange(1, count + 1) * _GOLDEN) % 1)
 
 
 def rotation(angles: torch.Tensor) -> torch.Tensor:
-    """The matrix that turns ``[sin a, cos a]`` into ``[sin(a + angle), cos(a + angle)]``; shape (2k, 2k) for k."""
+    """The (2k, 2k) matrix that turns ``[sin a, cos a]`` into ``[sin(a + angle), cos(a + angle)]``."""
     cos, sin = torch.diag(angles.cos()), torch.diag(angles.sin())
     return torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)], 0)
 
@@ -47,7 +48,8 @@ def point_heads_at_neighbours(model: PreTrainedModel, generator: torch.Generator
     """Initialise word and position vectors and the first layer's queries and keys of a BERT or Megatron-BERT,
     in place.
 
-    Legend: ``P`` positions, ``H`` hidden, ``S = H / 2`` dimensions of the position subspace, ``d`` head width.
+    Legend: ``P`` positions, ``H`` hidden, ``S = H / 2`` dimensions of the position subspace, ``d`` head
+    width.
     """
     hidden, heads = model.config.hidden_size, model.config.num_attention_heads
     share, width = hidden // 2, hidden // heads

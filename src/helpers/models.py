@@ -112,8 +112,8 @@ def build(
 ) -> PreTrainedModel:
     """A fresh model with both pre-training heads; the same seed gives the same weights.
 
-    ``init="standard"`` draws all weights as BERT does; ``"neighbours"`` then points the first layer's heads at
-    neighbouring words (see :mod:`helpers.initialization`).
+    ``init="standard"`` draws all weights as BERT does; ``"neighbours"`` then points the first layer's heads
+    at neighbouring words (see :mod:`helpers.initialization`).
 
     Returns ``BertForPreTraining`` or ``MegatronBertForPreTraining``: ``.bert`` is the encoder,
     ``.cls.predictions`` the tied masked-language-model head, ``.cls.seq_relationship`` the next-sentence
