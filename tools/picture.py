@@ -1,0 +1,28 @@
+"""The picture of the README, drawn from the shipped ladder: `python tools/picture.py`."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import pandas as pd
+from chapters import ROOT
+
+from helpers import plots
+
+
+def main() -> None:
+    runs = pd.read_csv(ROOT / "book" / "results" / "ladder.csv")
+    runs = runs[runs["seed"] == runs["seed"].min()].assign(fitted=lambda rows: rows["past_plateau"])
+    plots.style()
+    ax = plots.ladder(
+        runs,
+        title="Loss falls with data at every size",
+        unigram_entropy=runs["unigram_entropy"].iloc[0],
+    )
+    ax.figure.savefig(ROOT / "book" / "images" / "ladder.png", dpi=100)
+
+
+if __name__ == "__main__":
+    main()
