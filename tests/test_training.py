@@ -233,19 +233,21 @@ def test_whether_to_compile_does_not_depend_on_where_a_run_was_killed(parts, tmp
     monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
     monkeypatch.setattr(runtime, "can_compile", lambda where: True)
     monkeypatch.setattr(training, "STEPS_THAT_REPAY_COMPILING", 10)
+    half = "bf16"  # in fp32 compiling never pays on a CPU
     model, batch_of = parts()
     with pytest.raises(Killed):
         train(
             model,
             killed_at(batch_of, 8),
             pretrain.losses,
-            settings(compile=None),
+            settings(compile=None, precision=half),
             folder=tmp_path,
             progress=False,
         )
-    _, history = run(parts, settings(compile=None), folder=tmp_path)
+    _, history = run(parts, settings(compile=None, precision=half), folder=tmp_path)
     assert len(compiled) == 2 and history.compiled
-    assert not run(parts, settings(compile=None, steps=9))[1].compiled
+    assert not run(parts, settings(compile=None, precision=half, steps=9))[1].compiled
+    assert not run(parts, settings(compile=None, precision="fp32"))[1].compiled
     assert not run(parts, settings(compile=False))[1].compiled
 
 
