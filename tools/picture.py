@@ -6,6 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from chapters import ROOT
 
@@ -16,12 +17,12 @@ def main() -> None:
     runs = pd.read_csv(ROOT / "book" / "results" / "ladder.csv")
     runs = runs[runs["seed"] == runs["seed"].min()].assign(fitted=lambda rows: rows["past_plateau"])
     plots.style()
-    ax = plots.ladder(
+    plots.ladder(
         runs,
         title="Loss falls with data at every size",
         unigram_entropy=runs["unigram_entropy"].iloc[0],
     )
-    ax.figure.savefig(ROOT / "book" / "images" / "ladder.png", dpi=100)
+    plt.savefig(ROOT / "book" / "images" / "ladder.png", dpi=100)
 
 
 if __name__ == "__main__":
