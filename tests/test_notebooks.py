@@ -134,7 +134,7 @@ SPOILED = [
     ("figures_are_described", lambda n: code(n, "show").outputs.append(code(n, "show").outputs[0])),
     ("figures_are_described", lambda n: n.cells[1].update(source="![](a.png)")),
     ("no_absolute_paths", lambda n: code(n, "claim").update(source="open('/home/me/data.csv')")),
-    ("no_absolute_paths", lambda n: code(n, "claim").update(outputs=[stream("saved to /tmp/run")])),
+    ("no_absolute_paths", lambda n: code(n, "claim").update(outputs=[stream("saved to /home/reader/run")])),
     ("results_come_from_code", lambda n: n.cells[1].update(source="The loss falls to 4.75 nats.")),
 ]
 
