@@ -1,11 +1,13 @@
-"""The runs behind book/results/finetune.csv: what pre-training buys, by task and number of labels.
+"""The runs behind book/results/finetune.csv: what pre-training buys, by task, labels and steps.
 
     python studies/finetune.py MODEL_FOLDER --runs RUNS --output book/results/finetune.csv
 
-Both starts get the same tuning budget: every learning rate of the grid once (seed 0); the best validation
-accuracy chooses, and the chosen rate runs with the remaining seeds. Test scores are written for every run, so
-that a reader can see what choosing on the test split would have claimed. Finished runs are kept in RUNS, and
-skipped.
+A setting is a task, a number of labels, and what may change: nothing but a linear layer on the frozen encoder
+(0 steps), or all weights for a number of optimizer steps. In every setting both starts get the same tuning
+budget: three values of the one knob that matters (the strength of regularisation, or the learning rate) with
+the first seed; the best validation accuracy chooses, and the chosen value runs with the remaining seeds. Test
+scores are written for every run, so that a reader can see what choosing on the test split would have claimed.
+Finished runs are kept in RUNS, and skipped.
 """
 
 from __future__ import annotations
@@ -13,73 +15,159 @@ from __future__ import annotations
 import argparse
 import json
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from helpers import data, models, runtime
 from helpers import finetune as ft
 from helpers import tokenizer as tk
 
-TASKS = {"imdb": (64, 2), "rotten_tomatoes": (64, 1)}  # tokens in a window, windows in a text
+SHAPES = {"imdb": (128, 2), "rotten_tomatoes": (64, 1)}  # tokens in a window, windows in a text
 STARTS = ("pre-trained", "scratch")
-LABELS = (100, 400, 1600)
-RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = (0, 1, 2, 3)
-CONFIG = {"epochs": 3.0, "min_steps": 60, "optimizer": "adamw", "batch": 32}
+HELD_OUT = {"validation": 500, "test": 1000}  # texts, or as many as the split has
+RATES = (3e-3, 1e-2, 3e-2)  # AdamW's, for embeddings and head; Muon's, for the encoder's matrices, is fixed
+MUON_RATE = 2e-3
+STRENGTHS = (0.01, 0.1, 1.0)  # inverse regularisation of the logistic regression on frozen features
 
 
-def one(
-    folder: Path, runs: Path, task: str, start: str, labels: int, rate: float, seed: int
-) -> dict[str, Any]:
-    """One run's row; read from ``runs`` when it is there."""
-    path = runs / f"{task}-{start}-{labels}-{rate:g}-{seed}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    seq_len, windows = TASKS[task]
-    tokenizer, reviews = tk.load(folder), data.reviews(task)
+@dataclass(frozen=True)
+class Setting:
+    """What is compared: one task, number of labels and number of steps, from one start."""
+
+    task: str
+    labels: int
+    steps: int
+    start: str
+
+    @property
+    def knobs(self) -> tuple[float, ...]:
+        return RATES if self.steps else STRENGTHS
+
+
+# A step on a sentence costs a seventh of one on a review, so reviews get the long budget only once.
+PLAN = [("imdb", n, 60) for n in (400, 1600, 100)] + [("imdb", 400, 200)]
+PLAN += [("rotten_tomatoes", n, steps) for steps in (200, 60) for n in (1600, 400, 100)]
+PLAN += [(task, n, 0) for task in SHAPES for n in (1600, 400, 100)]
+
+
+@cache
+def reviews_of(task: str) -> data.Reviews:
+    """The texts and labels of a task."""
+    return data.reviews(task)
+
+
+def encoder_of(folder: Path, start: str, seed: int) -> Any:
+    """The pre-trained encoder, or one of its size with the fresh weights of a seed."""
     pretrained = models.load(folder).float()
-    fresh = models.build(models.size_of(pretrained), vocab_size=pretrained.config.vocab_size, seed=100 + seed)
-    encoder = (pretrained if start == "pre-trained" else fresh).bert
-    config = ft.FinetuneConfig(lr_adam=rate, seed=seed, seq_len=seq_len, windows=windows, **CONFIG)
+    if start == "pre-trained":
+        return pretrained.bert
+    shape = models.size_of(pretrained)
+    return models.build(shape, vocab_size=pretrained.config.vocab_size, seed=100 + seed).bert
 
-    def cut(texts: list[str]) -> ft.Windows:
-        return ft.cut_windows(tk.encode(tokenizer, texts), seq_len=seq_len, windows=windows)
 
-    texts, targets = data.take_labelled(reviews, labels, seed=seed)
-    result = ft.finetune(encoder, cut(texts), targets, config, progress=False)
-    row = {
-        "task": task,
-        "start": start,
-        "labels": labels,
-        "seed": seed,
-        "lr": rate,
-        "optimizer": config.optimizer,
+def cut(folder: Path, task: str, texts: list[str]) -> ft.Windows:
+    """Texts as windows of the task's shape."""
+    seq_len, windows = SHAPES[task]
+    return ft.cut_windows(tk.encode(tk.load(folder), texts), seq_len=seq_len, windows=windows)
+
+
+@torch.no_grad()
+def features(folder: Path, task: str, start: str, seed: int, texts: list[str]) -> np.ndarray:
+    """The frozen encoder's vector of each text, (n, H)."""
+    model, windows = ft.Classifier(encoder_of(folder, start, seed)).eval(), cut(folder, task, texts)
+    return torch.cat(
+        [model.features(windows.take(rows)) for rows in torch.arange(len(windows)).split(64)]
+    ).numpy()
+
+
+@cache
+def held_out_features(folder: Path, task: str, start: str, seed: int, split: str) -> np.ndarray:
+    """Features of the texts that judge; every number of labels asks for the same."""
+    return features(folder, task, start, seed, reviews_of(task).labelled(split)[0][: HELD_OUT[split]])
+
+
+def probe(
+    folder: Path, setting: Setting, knob: float, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Probabilities of the held-out splits by logistic regression on frozen features."""
+    texts, targets = data.take_labelled(reviews_of(setting.task), setting.labels, seed=seed)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=knob, max_iter=2000))
+    with runtime.timer() as clock:
+        model.fit(features(folder, setting.task, setting.start, seed, texts), targets)
+    key = (folder, setting.task, setting.start, seed if setting.start == "scratch" else 0)
+    return {split: model.predict_proba(held_out_features(*key, split)) for split in HELD_OUT}, {
+        "optimizer": "none",
+        "seconds": round(clock.seconds, 1),
     }
-    for split, prefix in (("validation", "val_"), ("test", "")):
-        held, truth = reviews.labelled(split)
-        measured = ft.scores(truth, ft.predict(result.model, cut(held)))
-        row |= {prefix + name: value for name, value in measured.items() if not prefix or name == "accuracy"}
-    row |= {
-        "epochs": config.epochs,
-        "steps": result.history.steps,
+
+
+def tune(
+    folder: Path, setting: Setting, knob: float, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Probabilities of the held-out splits by the encoder after fine-tuning all of its weights."""
+    seq_len, windows = SHAPES[setting.task]
+    config = ft.FinetuneConfig(
+        epochs=1e-9,
+        min_steps=setting.steps,
+        optimizer="muon",
+        lr=MUON_RATE,
+        lr_adam=knob,
+        seq_len=seq_len,
+        windows=windows,
+        seed=seed,
+    )
+    reviews = reviews_of(setting.task)
+    texts, targets = data.take_labelled(reviews, setting.labels, seed=seed)
+    encoder = encoder_of(folder, setting.start, seed)
+    result = ft.finetune(encoder, cut(folder, setting.task, texts), targets, config, progress=False)
+    held = {split: reviews.labelled(split)[0][:count] for split, count in HELD_OUT.items()}
+    return {s: ft.predict(result.model, cut(folder, setting.task, texts)) for s, texts in held.items()}, {
+        "optimizer": "muon",
         "seconds": round(result.history.seconds, 1),
     }
+
+
+def one(folder: Path, runs: Path, setting: Setting, knob: float, seed: int) -> dict[str, Any]:
+    """One run's row; read from ``runs`` when it is there."""
+    name = f"{setting.task}-{setting.start}-{setting.labels}-{setting.steps}-{knob:g}-{seed}.json"
+    if (path := runs / name).exists():
+        return json.loads(path.read_text())
+    guesses, how = (tune if setting.steps else probe)(folder, setting, knob, seed)
+    row = {
+        "task": setting.task,
+        "start": setting.start,
+        "labels": setting.labels,
+        "steps": setting.steps,
+        "knob": knob,
+        "seed": seed,
+    }
+    for split, prefix in (("validation", "val_"), ("test", "")):
+        truth = reviews_of(setting.task).labelled(split)[1][: HELD_OUT[split]]
+        measured = ft.scores(truth, guesses[split])
+        row |= {prefix + name: value for name, value in measured.items() if not prefix or name == "accuracy"}
     with runtime.write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(row))
-    return row
+        temporary.write_text(json.dumps(row | how))
+    return row | how
 
 
-def family(folder: Path, runs: Path, task: str, start: str, labels: int) -> list[dict[str, Any]]:
-    """The runs of one setting: the grid with the first seed, then the chosen rate with the others."""
+def family(folder: Path, runs: Path, setting: Setting) -> list[dict[str, Any]]:
+    """The runs of one setting: the grid with the first seed, then the chosen value with the others."""
     torch.set_num_threads(1)
-    grid = [one(folder, runs, task, start, labels, rate, SEEDS[0]) for rate in RATES]
-    best = max(grid, key=lambda row: row["val_accuracy"])["lr"]
-    rows = grid + [one(folder, runs, task, start, labels, best, seed) for seed in SEEDS[1:]]
-    return [row | {"chosen": row["lr"] == best} for row in rows]
+    grid = [one(folder, runs, setting, knob, SEEDS[0]) for knob in setting.knobs]
+    best = max(grid, key=lambda row: row["val_accuracy"])["knob"]
+    rows = grid + [one(folder, runs, setting, best, seed) for seed in SEEDS[1:]]
+    return [row | {"chosen": row["knob"] == best} for row in rows]
 
 
 def main() -> None:
@@ -92,11 +180,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
-    settings = [(task, start, labels) for task in TASKS for labels in reversed(LABELS) for start in STARTS]
+    settings = [Setting(*entry, start) for entry in PLAN for start in STARTS]
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(family, options.model, options.runs, *setting) for setting in settings]
+        jobs = [pool.submit(family, options.model, options.runs, setting) for setting in settings]
         rows = [row for job in jobs for row in job.result()]
-    table = pd.DataFrame(rows).sort_values(["task", "start", "labels", "lr", "seed"])
+    table = pd.DataFrame(rows).sort_values(["task", "start", "labels", "steps", "knob", "seed"])
     with runtime.write_atomically(options.output) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
 
