@@ -293,7 +293,8 @@ class Pretrained:
 
     def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerFast) -> Path:
         """Write model and tokenizer as ``from_pretrained`` reads them."""
-        self.model.save_pretrained(folder)
+        with runtime.without_bars():
+            self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return Path(folder)
 

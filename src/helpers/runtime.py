@@ -164,6 +164,20 @@ def timer() -> Iterator[Timer]:
         clock.seconds = time.perf_counter() - start
 
 
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of ``transformers`` inside the block: saving or loading a small model takes no time."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a number in this book."""
     import importlib.metadata as metadata
