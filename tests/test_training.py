@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import checkpoints, models, pretrain, runtime, training
+from helpers import checkpoints, engine, models, pretrain, runtime, training
 from helpers.checkpoints import CheckpointWarning
 from helpers.training import NonFiniteLoss, TrainConfig, train
 
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_spares_the_weights(
     assert all(p.isfinite().all() for p in model.parameters())
     saved, _ = parts()
     checkpoints.restore(
-        tmp_path / "step-00000005", saved, training._Run(saved, poisoned, settings(), {}).optimizers
+        tmp_path / "step-00000005", saved, engine.Run(saved, poisoned, settings(), {}).optimizers
     )
     assert same_weights(saved, model)
 
@@ -232,7 +232,7 @@ def test_whether_to_compile_does_not_depend_on_where_a_run_was_killed(parts, tmp
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
     monkeypatch.setattr(runtime, "can_compile", lambda where: True)
-    monkeypatch.setattr(training, "STEPS_THAT_REPAY_COMPILING", 10)
+    monkeypatch.setattr(engine, "STEPS_THAT_REPAY_COMPILING", 10)
     half = "bf16"  # in fp32 compiling never pays on a CPU
     model, batch_of = parts()
     with pytest.raises(Killed):
@@ -261,7 +261,8 @@ def test_every_precision_trains_fp32_weights(precision, parts):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "at least 1, got 0 and 1"),
+        ({"accumulate": 0}, "at least 1, got 12 and 0"),
         ({"lr": 0}, "must be positive"),
         ({"lr_adam": -1.0}, "must be positive"),
         ({"clip": 0}, "must be positive"),

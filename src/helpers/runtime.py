@@ -166,7 +166,7 @@ def timer() -> Iterator[Timer]:
 
 @contextlib.contextmanager
 def without_bars() -> Iterator[None]:
-    """No progress bars of ``transformers`` inside the block: saving or loading a small model takes no time."""
+    """No progress bars of ``transformers`` in the block: a small model takes a moment."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
