@@ -54,6 +54,7 @@ class Ranks:
     def __init__(
         self, *, shard: bool = False, trackers: Sequence[str] = (), folder: Path | None = None
     ) -> None:
+        state()
         self.accelerator = Accelerator(
             device_placement=False, log_with=list(trackers) or None, project_dir=folder
         )
@@ -71,6 +72,8 @@ class Ranks:
         model = copy.deepcopy(model).to(self.device)
         for block in [b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m]:
             fully_shard(block)
+        self._call = Call(model)
+        fully_shard(self._call)  # before optimizers are made: it exchanges the parameters
         return model
 
     def wrap(self, model: nn.Module, unused: Callable[[], bool]) -> nn.Module:
@@ -79,11 +82,10 @@ class Ranks:
         ``unused()`` tells whether some parameters get no gradient, for which DistributedDataParallel must
         look at every step.
         """
+        if self.sharded:
+            return self._call
         call = Call(model)
         if self.count == 1:
-            return call
-        if self.sharded:
-            fully_shard(call)
             return call
         handler = DistributedDataParallelKwargs(
             find_unused_parameters=unused(), gradient_as_bucket_view=True, broadcast_buffers=False
@@ -164,6 +166,14 @@ def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def state() -> PartialState:
+    """This process among those of its job; joins them if it has not."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # otherwise torchrun's CPU processes stay strangers
+        return PartialState(cpu=True)
+    return PartialState()
+
+
 def close() -> None:
     """Leave the process group at the end of a script; nothing to do in a single process."""
-    PartialState().destroy_process_group()
+    state().destroy_process_group()
