@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_model
 
 from helpers import distribution, masking, models, pretrain, runtime, training
 
@@ -229,10 +230,7 @@ def alone(corpus, setup, changes):
 
 def weights(folder, name, corpus):
     model = fresh(corpus)
-    distribution_file = folder / f"{name}.safetensors"
-    from safetensors.torch import load_model
-
-    load_model(model, str(distribution_file))
+    load_model(model, str(folder / f"{name}.safetensors"))
     return model.state_dict()
 
 
@@ -292,7 +290,14 @@ COMMON += "--precision fp32 --log-every 8"
 LAUNCHERS = {
     "python": (),
     "torchrun": ("torch.distributed.run", "--nproc-per-node", "2", "--master-port"),
-    "accelerate": ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port"),
+    # With --cpu it would start one process: it leaves several to mpirun.
+    "accelerate": (
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+    ),
 }
 
 

@@ -130,3 +130,14 @@ def test_saving_and_loading_a_model_writes_nothing_to_the_screen(tmp_path, capfd
         transformers.AutoModel.from_pretrained(tmp_path)
     assert "%" not in capfd.readouterr().err
     assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+def test_the_precision_of_a_launcher_counts_unless_it_is_overridden(monkeypatch):
+    monkeypatch.delenv("HELPERS_PRECISION", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert runtime.precision() == "fp16"
+    monkeypatch.setenv("HELPERS_PRECISION", "fp32")
+    assert runtime.precision() == "fp32"
+    monkeypatch.delenv("HELPERS_PRECISION")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert runtime.precision(torch.device("cpu")) in ("bf16", "fp32")

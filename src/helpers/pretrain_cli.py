@@ -2,7 +2,9 @@
 
     python -m helpers.pretrain_cli --size 4x128 --tokens 4e6 --folder runs/mine
     torchrun --nproc-per-node 2 -m helpers.pretrain_cli --size 4x128 --tokens 4e6 --folder runs/mine
-    accelerate launch --num_processes 2 -m helpers.pretrain_cli --size 4x128 --tokens 4e6 --folder runs/mine
+    accelerate launch --multi_gpu --num_processes 2 -m helpers.pretrain_cli --size 4x128 --folder runs/mine
+
+(``accelerate launch`` starts several processes only with ``--multi_gpu``, which also serves CPUs.)
 
 Checkpoints stand in the folder while it runs: the same command goes on where it was killed. At the end the
 folder holds ``log.csv`` and ``model``, which ``from_pretrained`` reads. On several machines the folder must
