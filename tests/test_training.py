@@ -355,6 +355,7 @@ def test_a_process_that_is_killed_at_random_moments_ends_with_the_same_bits(corp
     assert not list(tmp_path.glob("cut-*/.writing-*"))  # what kills left half-written is gone
 
 
+@pytest.mark.slow
 def test_half_precision_follows_full_precision_for_500_steps(corpus, tiny):
     runs = {}
     for precision in ("fp32", "bf16"):
@@ -387,7 +388,7 @@ def test_a_run_that_goes_on_in_another_precision_says_so(parts, tmp_path):
             run(parts, settings(precision=None), folder=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("name", ["tensorboard", pytest.param("wandb", marks=pytest.mark.slow)])
 def test_trackers_write_to_the_folder_when_asked(name, parts, tmp_path, monkeypatch):
     pytest.importorskip(name)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -87,9 +87,7 @@ class Ranks:
         call = Call(model)
         if self.count == 1:
             return call
-        handler = DistributedDataParallelKwargs(
-            find_unused_parameters=unused(), gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        handler = DistributedDataParallelKwargs(find_unused_parameters=unused(), gradient_as_bucket_view=True)
         self.accelerator.ddp_handler = handler
         return self.accelerator.prepare_model(call)
 
