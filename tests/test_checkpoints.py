@@ -1,9 +1,12 @@
 """Checkpoints are whole or refused, belong to one run, and come back bit for bit."""
 
+import errno
 import hashlib
 import json
 import os
 import pickle
+import resource
+import tempfile
 
 import pytest
 import torch
@@ -113,10 +116,68 @@ def test_a_write_that_fails_leaves_the_earlier_ones(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="checkpoint of step 10 in .*No space left.*earlier ones are whole"):
         write(tmp_path, 10)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     assert checkpoints.read_state(tmp_path / "step-00000005").step == 5
+
+
+@pytest.mark.parametrize("room", [50, 300, 2000])
+def test_a_disk_that_is_full_leaves_the_earlier_ones(room, tmp_path):
+    """The system itself refuses to write more than ``room`` bytes to a file."""
+    write(tmp_path, 5)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write the checkpoint of step 10"):
+            write(tmp_path, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+    assert checkpoints.read_state(tmp_path / "step-00000005").step == 5
+    write(tmp_path, 10)  # and once there is room, it works again
+
+
+def test_a_read_only_folder_keeps_what_it_holds(tmp_path, monkeypatch):
+    write(tmp_path, 5)
+
+    def refuse(*arguments, **options):  # what the system answers; the tests' user may be allowed everything
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(OSError, match="Read-only file system; earlier ones are whole"):
+        write(tmp_path, 10)
+    assert checkpoints.newest_whole(tmp_path, RUN) == tmp_path / "step-00000005"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 2)),
+            r"0.weight is \(4, 4\) there and \(4, 5\)",
+        ),
+        (nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3)), r"is \(2,?.*\) there and \(3"),
+        (nn.Linear(4, 4), "0.weight is .* there and absent here"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), "0.bias"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused_with_both_values(other, message, tmp_path):
+    write(tmp_path, 5)
+    before = [p.detach().clone() for p in other.parameters()]
+    with pytest.raises(ValueError, match=f"(?s)is of another model: .*{message}"):
+        checkpoints.load_weights(tmp_path / "step-00000005", other)
+    if "0.bias" not in message:
+        assert all(torch.equal(p, q) for p, q in zip(other.parameters(), before, strict=True))
+
+
+def test_states_without_a_machine_are_read(tmp_path):
+    write(tmp_path, 5)
+    path = tmp_path / "step-00000005" / "state.json"
+    record = json.loads(path.read_text())
+    del record["machine"]
+    path.write_text(json.dumps(record))
+    assert checkpoints.read_state(tmp_path / "step-00000005").machine == {}
 
 
 @pytest.mark.parametrize(

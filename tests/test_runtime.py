@@ -4,8 +4,9 @@ import time
 
 import pytest
 import torch
+import transformers
 
-from helpers import runtime
+from helpers import models, runtime
 
 
 def test_the_profile_is_the_argument_then_the_environment_then_quick(monkeypatch):
@@ -119,3 +120,24 @@ def test_clock_memory_and_versions_are_told():
     assert 2**24 < runtime.peak_memory_bytes() < 2**40
     assert runtime.versions()["torch"] == torch.__version__
     assert runtime.cpu_name()
+
+
+def test_saving_and_loading_a_model_writes_nothing_to_the_screen(tmp_path, capfd):
+    model = models.build(models.Size(1, 32), vocab_size=100, max_positions=16)
+    assert transformers.utils.logging.is_progress_bar_enabled()
+    with runtime.without_bars():
+        model.save_pretrained(tmp_path)
+        transformers.AutoModel.from_pretrained(tmp_path)
+    assert "%" not in capfd.readouterr().err
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+def test_the_precision_of_a_launcher_counts_unless_it_is_overridden(monkeypatch):
+    monkeypatch.delenv("HELPERS_PRECISION", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert runtime.precision() == "fp16"
+    monkeypatch.setenv("HELPERS_PRECISION", "fp32")
+    assert runtime.precision() == "fp32"
+    monkeypatch.delenv("HELPERS_PRECISION")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert runtime.precision(torch.device("cpu")) in ("bf16", "fp32")

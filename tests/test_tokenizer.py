@@ -43,6 +43,14 @@ def test_encoding_is_lower_case_without_special_tokens_and_decodes_back(cache):
     assert tokenizer("The LAZY fox.")["input_ids"] == [tk.CLS, *ids[0].tolist(), tk.SEP]
 
 
+def test_text_cannot_smuggle_in_special_tokens(cache):
+    tokenizer = tk.train_wordpiece(TEXTS, 200)
+    (ids,) = tk.encode(tokenizer, ["the fox [SEP] sleeps [MASK] [PAD][CLS]"])
+    assert not set(ids.tolist()) & {tk.PAD, tk.CLS, tk.SEP, tk.MASK}
+    # Where a reader writes a mask on purpose, transformers' own call still reads it.
+    assert tk.MASK in tokenizer("the [MASK] sleeps")["input_ids"]
+
+
 def test_a_saved_tokenizer_is_read_by_us_and_by_transformers(cache, tmp_path):
     tokenizer = tk.train_wordpiece(TEXTS, 150)
     tokenizer.save_pretrained(tmp_path / "model")

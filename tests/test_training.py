@@ -1,18 +1,17 @@
 """The loop: resumed and branched runs end bit-identical, and bad steps never reach the weights."""
 
+import json
 import os
-import runpy
-import signal
 import subprocess
 import sys
-import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from helpers import checkpoints, models, pretrain, runtime, training
+from helpers import checkpoints, engine, models, pretrain, reporting, runtime, training
 from helpers.checkpoints import CheckpointWarning
 from helpers.training import NonFiniteLoss, TrainConfig, train
 
@@ -192,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_spares_the_weights(
     assert all(p.isfinite().all() for p in model.parameters())
     saved, _ = parts()
     checkpoints.restore(
-        tmp_path / "step-00000005", saved, training._Run(saved, poisoned, settings(), {}).optimizers
+        tmp_path / "step-00000005", saved, engine.Run(saved, poisoned, settings(), {}).optimizers
     )
     assert same_weights(saved, model)
 
@@ -232,7 +231,7 @@ def test_whether_to_compile_does_not_depend_on_where_a_run_was_killed(parts, tmp
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
     monkeypatch.setattr(runtime, "can_compile", lambda where: True)
-    monkeypatch.setattr(training, "STEPS_THAT_REPAY_COMPILING", 10)
+    monkeypatch.setattr(engine, "STEPS_THAT_REPAY_COMPILING", 10)
     half = "bf16"  # in fp32 compiling never pays on a CPU
     model, batch_of = parts()
     with pytest.raises(Killed):
@@ -261,7 +260,8 @@ def test_every_precision_trains_fp32_weights(precision, parts):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "at least 1, got 0 and 1"),
+        ({"accumulate": 0}, "at least 1, got 12 and 0"),
         ({"lr": 0}, "must be positive"),
         ({"lr_adam": -1.0}, "must be positive"),
         ({"clip": 0}, "must be positive"),
@@ -283,43 +283,138 @@ def test_an_unknown_optimizer_is_refused(parts):
 
 
 SCRIPT = """
-import sys
+import json, os, random, signal, sys, time
 from pathlib import Path
 import numpy as np, torch
+from safetensors.torch import load_file, save_model
 from helpers import masking, models, pretrain, runtime, training
 
-torch.set_num_threads(int(sys.argv[3]))
-ids = torch.from_numpy(np.load(sys.argv[1]))
+torch.set_num_threads(1)
+root = Path(sys.argv[1])
+ids = torch.from_numpy(np.load(root / "ids.npy"))
 blocks = masking.Blocks(ids, torch.arange(len(ids)), 0)
 
 def batch_of(step):
     rows = torch.arange(8) + 8 * (step % (len(ids) // 8))
     return pretrain.make_batch(blocks, rows, runtime.generator(0, step), vocab_size=200, rate=0.3)
 
-model = models.build(models.Size(1, 32), vocab_size=200, max_positions=16)
-how = {"precision": "fp32", "compile": False, "log_every": 1, "checkpoint_seconds": 0}
-settings = training.TrainConfig(steps=150, decay=50, warmup=5, **how)
-training.train(model, batch_of, pretrain.losses, settings, folder=Path(sys.argv[2]), progress=False)
+def run(folder):
+    model = models.build(models.Size(1, 32), vocab_size=200, max_positions=16, dropout=0.1)
+    how = {"precision": "fp32", "compile": False, "log_every": 1, "checkpoint_seconds": 0}
+    settings = training.TrainConfig(steps=120, decay=40, warmup=5, **how)
+    training.train(model, batch_of, pretrain.losses, settings, folder=folder, progress=False)
+    save_model(model, str(root / f"{folder.name}.safetensors"))
+
+def start(folder):
+    child = os.fork()  # nothing has been computed yet: the child inherits the imports alone
+    if child == 0:
+        run(folder)
+        os._exit(0)
+    return child
+
+begin = time.monotonic()
+os.waitpid(start(root / "whole"), 0)
+whole = time.monotonic() - begin
+chance, kills, finished, halves = random.Random(0), 0, 0, 0
+folder = root / "cut-0"
+while kills < 12:
+    child = start(folder)
+    time.sleep(chance.uniform(0.02, 0.2) * whole)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        kills += 1
+        halves += len(list(folder.glob(".writing-*"))) > 0
+    else:
+        finished += 1
+        folder = root / f"cut-{finished}"
+os.waitpid(start(folder), 0)
+expected = load_file(root / "whole.safetensors")
+same = [
+    all(torch.equal(value, expected[name]) for name, value in load_file(path).items())
+    for path in sorted(root.glob("cut-*.safetensors"))
+]
+print(json.dumps({"kills": kills, "runs": len(same), "same": all(same), "half-written": halves}))
 """
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_resumes_to_the_same_bits(corpus, tmp_path, monkeypatch):
-    ids, script = tmp_path / "ids.npy", tmp_path / "script.py"
-    np.save(ids, corpus.train.ids[:64].numpy())
-    script.write_text(SCRIPT)
-    arguments = {
-        name: [str(script), str(ids), str(tmp_path / name), str(torch.get_num_threads())]
-        for name in ("cut", "whole")
-    }
+def test_a_process_that_is_killed_at_random_moments_ends_with_the_same_bits(corpus, tmp_path):
+    np.save(tmp_path / "ids.npy", corpus.train.ids[:64].numpy())
     source = str(Path(training.__file__).parents[1])
-    cut = subprocess.Popen([sys.executable, *arguments["cut"]], env=os.environ | {"PYTHONPATH": source})
-    while cut.poll() is None and len(checkpoints.available(tmp_path / "cut")) < 2:
-        time.sleep(0.02)
-    cut.send_signal(signal.SIGKILL)
-    assert cut.wait() == -signal.SIGKILL
-    models_of = {}
-    for name, argv in arguments.items():  # the same script, here: the killed run goes on, the other starts
-        monkeypatch.setattr(sys, "argv", argv)
-        models_of[name] = runpy.run_path(str(script))["model"].state_dict()
-    assert all(torch.equal(models_of["cut"][name], value) for name, value in models_of["whole"].items())
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": source, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["kills"] == 12 and result["runs"] >= 1 and result["same"]
+    assert not list(tmp_path.glob("cut-*/.writing-*"))  # what kills left half-written is gone
+
+
+@pytest.mark.slow
+def test_half_precision_follows_full_precision_for_500_steps(corpus, tiny):
+    runs = {}
+    for precision in ("fp32", "bf16"):
+        config = tiny(500, precision=precision, decay_share=0.2, batch=4, tokens=500 * 4 * 16)
+        runs[precision] = pretrain.pretrain(corpus, config, log_every=50, progress=False).history
+    full, half = runs["fp32"], runs["bf16"]
+    assert (full.precision, half.precision) == ("fp32", "bf16")
+    assert full.log["mlm"].iloc[0] - full.log["mlm"].iloc[-1] > 0.5  # there was something to learn
+    # Two percent: bfloat16 keeps eight bits of a number, and the errors of a step do not pile up.
+    np.testing.assert_allclose(half.log["mlm"], full.log["mlm"], rtol=0.02)
+    assert half.final["mlm_loss"] == pytest.approx(full.final["mlm_loss"], rel=0.02)
+
+
+def test_a_run_that_goes_on_in_another_precision_says_so(parts, tmp_path):
+    model, batch_of = parts()
+    with pytest.raises(Killed):
+        train(
+            model,
+            killed_at(batch_of, 6),
+            pretrain.losses,
+            settings(precision=None),
+            folder=tmp_path,
+            progress=False,
+        )
+    began = runtime.precision(torch.device("cpu"))
+    other = {"fp32": "bf16", "bf16": "fp32"}[began]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELPERS_PRECISION", other)
+        with pytest.warns(CheckpointWarning, match=f"computed in {began} and goes on in {other}"):
+            run(parts, settings(precision=None), folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", pytest.param("wandb", marks=pytest.mark.slow)])
+def test_trackers_write_to_the_folder_when_asked(name, parts, tmp_path, monkeypatch):
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        run(parts, settings(), folder=tmp_path / "run", trackers=(name,))
+    assert any("tfevents" in path.name or path.suffix == ".wandb" for path in tmp_path.rglob("*"))
+
+
+def test_trackers_that_cannot_be_used_are_refused(parts, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="unknown tracker 'mlflow': expected one of tensorboard, wandb"):
+        run(parts, settings(), folder=tmp_path, trackers=("mlflow",))
+    monkeypatch.setitem(reporting.TRACKERS, "wandb", "a_module_that_is_absent")
+    with pytest.raises(ValueError, match="'wandb' is not installed: pip install"):
+        run(parts, settings(), folder=tmp_path, trackers=("wandb",))
+    monkeypatch.setitem(reporting.TRACKERS, "wandb", "json")
+    with pytest.raises(ValueError, match="the trackers wandb need a folder"):
+        run(parts, settings(), trackers=("wandb",))
+
+
+def test_the_table_of_a_run_names_what_matters(parts):
+    model, batch_of = parts()
+    answer = {"evaluate": lambda m: {"answer": 1234.5678}, "progress": False}
+    table = train(model, batch_of, pretrain.losses, settings(), **answer).summary()
+    rows = dict(line.split(maxsplit=1) for line in table.splitlines())
+    assert rows["steps"] == "12" and rows["precision"] == "fp32" and rows["answer"] == "1,234.6"
+    assert float(rows["loss"]) > 0 and rows["processes"] == "1" and rows["compiled"] == "False"

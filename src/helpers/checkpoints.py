@@ -12,13 +12,17 @@ import json
 import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
+
+from helpers.distribution import part_of, whole
 
 
 class CheckpointWarning(UserWarning):
@@ -28,13 +32,14 @@ class CheckpointWarning(UserWarning):
 @dataclass(frozen=True)
 class State:
     """What a checkpoint says besides tensors: steps done, the log rows so far, seconds spent, and what run it
-    belongs to.
+    belongs to; ``machine`` holds how it was computed (precision, state of the loss scaler).
     """
 
     step: int
     rows: list[dict[str, float]]
     seconds: float
     fingerprint: dict[str, Any]
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 def _digest(path: Path) -> str:
@@ -42,8 +47,33 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: State) -> Path:
+def records_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    """The states of optimizers, those of sharded parameters put together (every rank must call it)."""
+    return [_map(whole, optimizer.state_dict()) for optimizer in optimizers]
+
+
+def _map(function: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _map(function, item) for key, item in value.items()}
+    return function(value)
+
+
+def save(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: State) -> Path:
     """Write a checkpoint; until the last byte is on disk the folder's earlier checkpoints are untouched."""
+    return write(folder, model, records_of(optimizers), state)
+
+
+def write(folder: Path, model: nn.Module, records: list[dict[str, Any]], state: State) -> Path:
+    """:func:`save`, given the optimizers' states. Raises ``OSError`` with the reason when it cannot."""
+    try:
+        return _write(folder, model, records, state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise OSError(
+            f"cannot write the checkpoint of step {state.step} in {folder}: {error}; earlier ones are whole"
+        ) from error
+
+
+def _write(folder: Path, model: nn.Module, records: list[dict[str, Any]], state: State) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.step:08d}"
     if target.exists():
@@ -55,16 +85,10 @@ def save(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
     work = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     try:
         save_model(model, str(work / "model.safetensors"))
-        torch.save([optimizer.state_dict() for optimizer in optimizers], work / "optimizer.pt")
+        torch.save(records, work / "optimizer.pt")
         digests = {name: _digest(work / name) for name in ("model.safetensors", "optimizer.pt")}
-        record = {
-            "step": state.step,
-            "rows": state.rows,
-            "seconds": state.seconds,
-            "fingerprint": state.fingerprint,
-            "sha256": digests,
-        }
-        (work / "state.json").write_text(json.dumps(record), encoding="utf-8")
+        text = json.dumps(asdict(state) | {"sha256": digests})
+        (work / "state.json").write_text(text, encoding="utf-8")
         work.rename(target)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -95,15 +119,46 @@ def read_state(checkpoint: Path) -> State:
         for name, digest in record["sha256"].items():
             if _digest(checkpoint / name) != digest:
                 raise ValueError(f"{name} does not match its digest")
-        return State(record["step"], record["rows"], record["seconds"], record["fingerprint"])
+        return State(
+            record["step"],
+            record["rows"],
+            record["seconds"],
+            record["fingerprint"],
+            record.get("machine", {}),  # checkpoints of version 0.1 have none
+        )
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{checkpoint} is not a whole checkpoint: {error}") from error
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> State:
+def restore(checkpoint: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> State:
     """Load one checkpoint into a model and its optimizers, in place."""
+    state = load_weights(checkpoint, model)
+    load_optimizers(checkpoint, optimizers)
+    return state
+
+
+def load_weights(checkpoint: Path, model: nn.Module) -> State:
+    """Load the weights of one checkpoint; raises ``ValueError`` when it is of a model of other shapes."""
     state = read_state(checkpoint)
-    load_model(model, str(checkpoint / "model.safetensors"))
+    path = checkpoint / "model.safetensors"
+    here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    with safe_open(path, "pt") as file:
+        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    for name, shape in there.items():
+        if here.get(name) != shape:
+            raise ValueError(
+                f"{checkpoint} is of another model: {name} is {shape} there and "
+                f"{here.get(name, 'absent')} here"
+            )
+    try:
+        load_model(model, path)
+    except RuntimeError as error:  # a weight that the file lacks
+        raise ValueError(f"{checkpoint} is of another model: {error}") from error
+    return state
+
+
+def load_optimizers(checkpoint: Path, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Load the optimizers' states of one checkpoint, each rank its part where parameters are sharded."""
     saved = torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
     if len(saved) != len(optimizers):
         raise ValueError(
@@ -111,7 +166,8 @@ def restore(checkpoint: Path, model: nn.Module, optimizers: list[torch.optim.Opt
         )
     for optimizer, record in zip(optimizers, saved, strict=True):
         optimizer.load_state_dict(record)
-    return state
+        for parameter, values in optimizer.state.items():
+            values |= {name: part_of(value, parameter) for name, value in values.items()}
 
 
 def newest_whole(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
@@ -124,7 +180,7 @@ def newest_whole(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
         try:
             state = read_state(path)
         except ValueError as error:
-            warnings.warn(f"{error}; falling back to the one before", CheckpointWarning, stacklevel=3)
+            warnings.warn(f"{error}; falling back to the one before", CheckpointWarning, stacklevel=4)
             continue
         check_fingerprint(path, state.fingerprint, fingerprint)
         return path

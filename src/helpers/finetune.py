@@ -15,17 +15,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
-from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from helpers import masking, runtime, training
 from helpers import tokenizer as tk
+from helpers.metrics import bootstrap, check_labels, mean_interval, scores
 from helpers.training import Batch, History, TrainConfig
+
+__all__ = [
+    "Classifier",
+    "FinetuneConfig",
+    "Finetuned",
+    "Windows",
+    "bootstrap",
+    "check_labels",
+    "cut_windows",
+    "finetune",
+    "loss",
+    "mean_interval",
+    "predict",
+    "scores",
+]
 
 POOLINGS = ("mean", "cls")
 
@@ -148,7 +163,8 @@ class Classifier(nn.Module):
     def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerFast) -> Path:
         """Write the encoder and tokenizer as ``from_pretrained`` reads them, and the head beside them."""
         folder = Path(folder)
-        self.encoder.save_pretrained(folder)
+        with runtime.without_bars():
+            self.encoder.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         save_model(self.head, str(folder / "head.safetensors"))
         (folder / "head.json").write_text(
@@ -163,12 +179,27 @@ class Classifier(nn.Module):
         needed = ("config.json", "model.safetensors", "head.json", "head.safetensors")
         if missing := [name for name in needed if not (folder / name).is_file()]:
             raise ValueError(f"{folder} is not a saved classifier: no {' and no '.join(missing)}")
-        model = cls(
-            AutoModel.from_pretrained(folder, local_files_only=True, attn_implementation="eager"),
-            **json.loads((folder / "head.json").read_text()),
-        )
-        load_model(model.head, str(folder / "head.safetensors"))
+        try:
+            model = cls(_encoder(folder), **json.loads((folder / "head.json").read_text()))
+            load_model(model.head, str(folder / "head.safetensors"))
+        except (SafetensorError, OSError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{folder} is not a whole classifier: {error}") from error
         return model.eval()
+
+
+def _encoder(folder: Path) -> PreTrainedModel:
+    """The encoder of a saved classifier; a weight that is missing would otherwise be drawn at random."""
+    with runtime.without_bars():
+        model, report = AutoModel.from_pretrained(
+            folder,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation="eager",
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise OSError(f"its encoder lacks the weights {missing[:3]}")
+    return model
 
 
 def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -241,16 +272,6 @@ def _rows_of_step(texts: int, config: FinetuneConfig, step: int) -> torch.Tensor
     return torch.cat(orders)[place : place + size]
 
 
-def check_labels(labels: np.ndarray, classes: int) -> np.ndarray:
-    """The labels as int64; raises ``ValueError`` naming the first outside ``[0, classes)``."""
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be a vector of integers, got shape {labels.shape} of {labels.dtype}")
-    if (bad := labels[(labels < 0) | (labels >= classes)]).size:
-        raise ValueError(f"label {bad[0]} lies outside the {classes} classes 0 to {classes - 1}")
-    return labels.astype(np.int64)
-
-
 @torch.no_grad()
 def predict(model: Classifier, texts: Windows, *, batch: int = 64) -> np.ndarray:
     """Class probabilities (n, C) of every text."""
@@ -262,51 +283,3 @@ def predict(model: Classifier, texts: Windows, *, batch: int = 64) -> np.ndarray
         with runtime.autocast(runtime.precision(where), where):
             parts.append(model(inputs).float().softmax(1).cpu())
     return torch.cat(parts).numpy()
-
-
-def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Accuracy, F1 and area under the ROC curve of two-class probabilities (n, 2), class 1 being positive.
-
-    Raises ``ValueError`` when only one class is present, since the AUC is then undefined.
-    """
-    labels = check_labels(labels, 2)
-    if len(np.unique(labels)) < 2:
-        raise ValueError(f"every label is {labels[0]}: F1 and AUC need both classes")
-    guess = probabilities[:, 1] > 0.5
-    return {
-        "accuracy": float((guess == labels).mean()),
-        "f1": float(f1_score(labels, guess)),
-        "auc": float(roc_auc_score(labels, probabilities[:, 1])),
-    }
-
-
-def bootstrap(
-    labels: np.ndarray, probabilities: np.ndarray, *, level: float = 0.95, draws: int = 1000, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of :func:`scores` over resampled test texts: what another test set of this size
-    would give.
-    """
-    rng = np.random.default_rng(seed)
-    scores(
-        labels, probabilities
-    )  # raises when one class is missing, before draws are repeated for that reason
-    samples: list[dict[str, float]] = []
-    while len(samples) < draws:
-        rows = rng.integers(0, len(labels), len(labels))
-        if len(np.unique(labels[rows])) == 2:  # few texts can all be of one class, where the AUC is undefined
-            samples.append(scores(labels[rows], probabilities[rows]))
-    tail = (1 - level) / 2
-    ends = {name: np.quantile([s[name] for s in samples], [tail, 1 - tail]) for name in samples[0]}
-    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
-
-
-def mean_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean, lower and upper end of Student's t interval over independent runs (seeds).
-
-    Raises ``ValueError`` for fewer than two values.
-    """
-    runs = np.asarray(values, float)
-    if runs.size < 2:
-        raise ValueError(f"an interval over runs needs at least two, got {runs.size}")
-    half = scipy.stats.t.ppf(0.5 + level / 2, runs.size - 1) * runs.std(ddof=1) / math.sqrt(runs.size)
-    return float(runs.mean()), float(runs.mean() - half), float(runs.mean() + half)

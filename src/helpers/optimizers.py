@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+KINDS = ("muon", "adamw")
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0 while staying near 1
 
 
@@ -107,8 +108,8 @@ def make_optimizers(
     Under Muon, embeddings and heads are not decayed: rows of rare tokens see few gradients, and would shrink
     to nothing. Vectors (biases, norms) are never decayed. Every trainable parameter is in exactly one group.
     """
-    if kind not in ("muon", "adamw"):
-        raise ValueError(f"unknown optimizer {kind!r}: expected muon or adamw")
+    if kind not in KINDS:
+        raise ValueError(f"unknown optimizer {kind!r}: expected {' or '.join(KINDS)}")
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in trainable if is_encoder_matrix(name, p)]
     tables = [p for name, p in trainable if p.ndim >= 2 and not is_encoder_matrix(name, p)]

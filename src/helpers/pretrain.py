@@ -7,10 +7,9 @@ and its gradients are the same as with all ``B T`` of them, at a fraction of the
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,26 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from helpers import data, masking, models, runtime, training
-from helpers import tokenizer as tk
+from helpers import models, runtime, training
+from helpers.batches import batches, make_batch, split
+from helpers.corpus import Corpus, load_corpus
 from helpers.training import Batch, History, TrainConfig
+
+__all__ = [
+    "Corpus",
+    "PretrainConfig",
+    "Pretrained",
+    "batches",
+    "clustered_mean",
+    "evaluator",
+    "forward",
+    "load_corpus",
+    "losses",
+    "make_batch",
+    "mlm_only",
+    "pretrain",
+    "split",
+]
 
 _EVAL_KEY = 990_001  # apart from any training seed: evaluation masks never change
 
@@ -97,100 +113,6 @@ class PretrainConfig:
         )
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """A tokenizer and the blocks of each split; ``unigram_entropy`` of the validation text under training
-    frequencies, in nats.
-    """
-
-    tokenizer: PreTrainedTokenizerFast
-    train: masking.Blocks
-    validation: masking.Blocks
-    unigram_entropy: float
-    origin: str
-    digest: str
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens in the vocabulary, special ones included."""
-        return len(self.tokenizer)
-
-
-def load_corpus(reviews: data.Reviews | None = None, *, vocab_size: int = 4096, seq_len: int = 128) -> Corpus:
-    """Train the tokenizer on the training split, and cut both splits into blocks. Encoded text is kept in the
-    cache folder.
-    """
-    reviews = reviews or data.reviews("imdb")
-    tokenizer = tk.train_wordpiece(reviews.texts("train"), vocab_size)
-    documents = {name: _encode_cached(tokenizer, reviews.texts(name)) for name in ("train", "validation")}
-    entropy = data.unigram_entropy(
-        np.concatenate(documents["validation"]), np.concatenate(documents["train"]), len(tokenizer)
-    )
-    train, validation = (masking.cut_blocks(documents[name], seq_len) for name in ("train", "validation"))
-    digest = hashlib.sha256(train.ids.numpy().tobytes()).hexdigest()[:16]
-    return Corpus(tokenizer, train, validation, entropy, reviews.origin, digest)
-
-
-def _encode_cached(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndarray]:
-    if not texts:
-        raise ValueError("empty corpus: a split has no text")
-    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    path = runtime.cache_dir() / f"ids-{digest.hexdigest()[:16]}.npz"
-    if not path.exists():
-        ids = tk.encode(tokenizer, texts)
-        with runtime.write_atomically(path) as temporary:
-            np.savez(temporary, flat=np.concatenate(ids), ends=np.cumsum([len(row) for row in ids]))
-    with np.load(path, allow_pickle=False) as saved:
-        return np.split(saved["flat"], saved["ends"][:-1])
-
-
-def batches(corpus: Corpus, config: PretrainConfig) -> Callable[[int], Batch]:
-    """``batch_of(step)``: the batch of a step, which depends on (seed, step) and the corpus alone.
-
-    Blocks are read in a new random order each epoch; pairs and masks are drawn anew at every step.
-    """
-    blocks = corpus.train if config.unique_blocks is None else corpus.train.first(config.unique_blocks)
-    if blocks.seq_len != config.seq_len:
-        raise ValueError(f"the corpus is cut for seq_len {blocks.seq_len}, the run wants {config.seq_len}")
-    if len(blocks) < config.batch:
-        raise ValueError(f"the corpus has {len(blocks)} blocks, fewer than one batch of {config.batch}")
-    per_epoch = len(blocks) // config.batch
-    orders: dict[int, torch.Tensor] = {}
-
-    def batch_of(step: int) -> Batch:
-        epoch, place = divmod(step, per_epoch)
-        if epoch not in orders:
-            orders.clear()
-            orders[epoch] = torch.randperm(len(blocks), generator=runtime.generator(config.seed, epoch, 1))
-        rows = orders[epoch][place * config.batch : (place + 1) * config.batch]
-        return make_batch(
-            blocks,
-            rows,
-            runtime.generator(config.seed, step, 2),
-            vocab_size=corpus.vocab_size,
-            rate=config.mask_rate,
-        )
-
-    return batch_of
-
-
-def make_batch(
-    blocks: masking.Blocks, rows: torch.Tensor, generator: torch.Generator, *, vocab_size: int, rate: float
-) -> Batch:
-    """Pairs with masks, of the blocks ``rows`` (B,), as the tensors that :func:`losses` reads."""
-    pairs = masking.make_pairs(blocks.ids[rows], blocks.document[rows], generator)
-    masked = masking.mask_tokens(pairs.input_ids, generator, vocab_size=vocab_size, rate=rate)
-    return {
-        "input_ids": masked.input_ids,
-        "token_type_ids": pairs.token_type_ids,
-        "positions": masked.positions,
-        "labels": masked.labels,
-        "next_label": pairs.next_label,
-    }
-
-
 def forward(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the masked positions (M, V), and of the next-sentence question (B, 2)."""
     hidden_BxTxH, pooled_BxH = model.bert(
@@ -202,20 +124,28 @@ def forward(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.T
     return model.cls.predictions(masked_MxH), model.cls.seq_relationship(pooled_BxH)
 
 
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, total: torch.Tensor | None) -> torch.Tensor:
+    """The mean over ``labels``, or, in a part of a batch, their sum over the number in the whole batch."""
+    if total is None:
+        return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / total
+
+
 def losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Masked-language-model loss plus next-sentence loss (Devlin et al. 2019, section 3.1), and the two
     parts.
     """
     words_MxV, next_Bx2 = forward(model, batch)
-    mlm = F.cross_entropy(words_MxV.float(), batch["labels"])
-    nsp = F.cross_entropy(next_Bx2.float(), batch["next_label"])
+    words, pairs = batch["totals"] if "totals" in batch else (None, None)
+    mlm = _cross_entropy(words_MxV, batch["labels"], words)
+    nsp = _cross_entropy(next_Bx2, batch["next_label"], pairs)
     return mlm + nsp, {"mlm": mlm, "nsp": nsp}
 
 
 def mlm_only(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The masked-language-model loss alone; pairs are still shown, but nobody asks about them."""
     words_MxV, _ = forward(model, batch)
-    mlm = F.cross_entropy(words_MxV.float(), batch["labels"])
+    mlm = _cross_entropy(words_MxV, batch["labels"], batch["totals"][0] if "totals" in batch else None)
     return mlm, {"mlm": mlm}
 
 
@@ -293,7 +223,8 @@ class Pretrained:
 
     def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerFast) -> Path:
         """Write model and tokenizer as ``from_pretrained`` reads them."""
-        self.model.save_pretrained(folder)
+        with runtime.without_bars():
+            self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return Path(folder)
 
@@ -308,11 +239,15 @@ def pretrain(
     log_every: int = 20,
     eval_every: int = 0,
     checkpoint_seconds: float = 120.0,
+    accumulate: int = 1,
+    shard: bool = False,
+    trackers: Sequence[str] = (),
     progress: bool = True,
 ) -> Pretrained:
     """Pre-train a fresh model of ``config.size`` on ``corpus`` and evaluate it on the validation split.
 
-    ``folder``, ``branch_from`` and ``keep_steps`` as in :func:`helpers.training.train`.
+    ``folder``, ``branch_from``, ``keep_steps``, ``accumulate``, ``shard`` and ``trackers`` as in
+    :func:`helpers.training.train`.
     """
     model = models.build(
         config.size,
@@ -326,8 +261,16 @@ def pretrain(
         model,
         batches(corpus, config),
         losses if config.next_sentence else mlm_only,
-        config.training(log_every=log_every, eval_every=eval_every, checkpoint_seconds=checkpoint_seconds),
+        replace(
+            config.training(
+                log_every=log_every, eval_every=eval_every, checkpoint_seconds=checkpoint_seconds
+            ),
+            accumulate=accumulate,
+        ),
         evaluate=evaluator(corpus, config),
+        split=split,
+        shard=shard,
+        trackers=trackers,
         folder=folder,
         branch_from=branch_from,
         keep_steps=keep_steps,

@@ -87,9 +87,11 @@ def precision(where: torch.device | None = None) -> str:
 
     bf16 needs matrix units that multiply it: AMX or AVX512-BF16 on a CPU, Ampere or newer on a GPU. Without
     them a CPU converts every operand to fp32 first, which is slower than fp32 throughout. fp16 (with loss
-    scaling) is left for GPUs older than Ampere. ``HELPERS_PRECISION`` overrides the choice.
+    scaling) is left for GPUs older than Ampere. ``HELPERS_PRECISION`` overrides the choice, and so does
+    ``accelerate launch --mixed_precision bf16`` (or fp16). GPU choices have not been run.
     """
-    forced = os.environ.get("HELPERS_PRECISION")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    forced = os.environ.get("HELPERS_PRECISION") or (launched if launched != "no" else None)
     if forced:
         if forced not in PRECISIONS:
             raise ValueError(
@@ -162,6 +164,20 @@ def timer() -> Iterator[Timer]:
         yield clock
     finally:
         clock.seconds = time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of ``transformers`` in the block: a small model takes a moment."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def versions() -> dict[str, str]:

@@ -108,6 +108,11 @@ def load(folder: str | Path) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of each text (int32, without special tokens), in order."""
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    """Token ids of each text (int32, without special tokens), in order.
+
+    A text that says "[SEP]" is encoded letter by letter, as any other: it must not end a sentence.
+    """
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.encode_special_tokens = True
+    encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
