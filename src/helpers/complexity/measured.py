@@ -62,16 +62,12 @@ def measured_peak_bytes(function: Callable[[], object]) -> int:
     profiler = torch.autograd.profiler.profile(profile_memory=True)
     with _without_native_messages():
         profiler.__enter__()
-    try:
-        function()
-    finally:
-        with _without_native_messages():
+        try:
+            function()
+        finally:
             profiler.__exit__(None, None, None)
-    results = profiler.kineto_results
-    assert results is not None
-    changes = sorted(
-        (event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"
-    )
+    events: Any = profiler.kineto_results
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events.events() if e.name() == "[memory]")
     now = peak = 0
     for _, change in changes:
         now += change
@@ -81,7 +77,7 @@ def measured_peak_bytes(function: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def _without_native_messages() -> Iterator[None]:
-    """Some builds of torch write a line to the process's standard error when profiling starts and stops."""
+    """Some builds of torch write to the process's standard error when profiling starts and stops."""
     sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

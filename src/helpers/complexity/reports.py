@@ -73,13 +73,13 @@ def report(
 ) -> Report:
     """Measure what a model costs at inference: evaluation mode, no gradients.
 
-    ``batch_example`` holds inputs whose first dimension is the batch: a tensor or a sequence of them (passed by
-    position), or a mapping (passed by name). Its rows are repeated or cut to each of ``batches``. The other
-    arguments are those of :func:`helpers.complexity.time_together`. ``flops`` (of one example) replaces the
-    counter's, for kernels that it does not know.
+    ``batch_example`` holds inputs whose first dimension is the batch: a tensor or a sequence of them (passed
+    by position), or a mapping (passed by name). Its rows are repeated or cut to each of ``batches``. The
+    other arguments are those of :func:`helpers.complexity.time_together`. ``flops`` (of one example)
+    replaces the counter's, for kernels that it does not know.
 
-    The model's mode and the number of threads are put back. Raises ``ValueError`` for an empty batch, or batch
-    sizes under 1.
+    The model's mode and the number of threads are put back. Raises ``ValueError`` for an empty batch, or
+    batch sizes under 1.
     """
     sizes = sorted(set(batches))
     if not sizes or sizes[0] < 1:

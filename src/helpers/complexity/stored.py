@@ -98,7 +98,7 @@ def _address(tensor: torch.Tensor) -> tuple[int, int]:
     values = _values(tensor)
     if values.device.type == "meta" or values.is_quantized or not values.numel():
         return id(tensor), -1  # no memory to compare
-    return values.untyped_storage().data_ptr(), values.storage_offset()
+    return values.untyped_storage().data_ptr(), int(values.storage_offset())
 
 
 def _values(tensor: torch.Tensor) -> torch.Tensor:

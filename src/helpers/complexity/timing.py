@@ -18,11 +18,14 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median, lower and upper quartile, over ``repeats`` calls on ``threads`` threads."""
+    """Seconds of a call: median, lower and upper quartile, and the fastest, over ``repeats`` calls on
+    ``threads`` threads.
+    """
 
     median: float
     low: float
     high: float
+    best: float
     repeats: int
     threads: int
 
@@ -94,8 +97,8 @@ def time_together(
 
 
 def _summary(values: list[float], threads: int) -> Timing:
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return Timing(float(median), float(low), float(high), len(values), threads)
+    best, low, median, high = (float(v) for v in np.percentile(values, [0, 25, 50, 75]))
+    return Timing(median, low, high, best, len(values), threads)
 
 
 def _synchronize() -> None:
