@@ -1,4 +1,4 @@
-"""Predicted against measured peak memory of a training step: one JSON line a shape, architecture and optimizer.
+"""Predicted against measured peak memory of a training step, one JSON line for each model and optimizer.
 
 ``ratio`` is the predicted peak divided by the measured one, weights and optimizer state included in both.
 """
@@ -14,7 +14,7 @@ from helpers.models import Size
 from helpers.optimizers import make_optimizers
 
 MASK_RATE = 0.15
-# size, batch, sequence length, vocabulary: where the head, attention, the layers and the embeddings are largest
+# Size, batch, sequence length, vocabulary: the peak comes from head, attention, layers, embeddings.
 SHAPES = (
     ("4x128", 16, 128, 4096),
     ("2x64", 8, 512, 1000),

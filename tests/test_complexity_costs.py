@@ -99,7 +99,7 @@ def test_forward_and_backward_add_up_to_training():
         for f in (complexity.forward_flops, complexity.backward_flops)
     ]
     training = complexity.training_flops(config, seq_len=64, tokens=4 * 64, mask_rate=0.15)
-    assert sum(map(lambda parts: sum(parts.values()), both)) == pytest.approx(sum(training.values()))
+    assert sum(sum(parts.values()) for parts in both) == pytest.approx(sum(training.values()))
 
 
 def test_fused_attention_is_counted_like_eager_attention():
@@ -300,6 +300,22 @@ def test_the_timer_warms_up_and_takes_turns():
     assert 5 <= slow.repeats < 10
 
 
+def test_the_clock_of_the_cpu_leaves_out_waiting():
+    waiting = complexity.time_call(lambda: time.sleep(0.01), repeats=3, threads=1, clock="cpu")
+    assert waiting.median < 0.005
+    with pytest.raises(ValueError, match="pass threads=1"):
+        complexity.time_call(lambda: None, threads=2, clock="cpu")
+
+
+def test_the_roofline_is_the_lower_of_two_ceilings():
+    machine = complexity.Machine(flops_per_second=100.0, bytes_per_second=20.0, threads=1)
+    assert machine.balance == 5 and machine.attainable(5) == 100
+    assert machine.attainable(1) == 20 and machine.attainable(50) == 100
+    assert machine.seconds(1000, 20) == 10 and machine.seconds(10, 2000) == 100
+    real = complexity.measure_machine(side=64, megabytes=1, repeats=3)
+    assert real.flops_per_second > 1e7 and real.bytes_per_second > 1e7
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -317,6 +333,8 @@ def test_the_timer_warms_up_and_takes_turns():
         (lambda: complexity.report(nn.Linear(2, 2), torch.ones(0, 2)), "number of rows"),
         (lambda: complexity.report(nn.Linear(2, 2), torch.ones(1, 2), batches=(0,)), "at least 1"),
         (lambda: complexity.time_call(lambda: None, repeats=0), "repeats >= 1"),
+        (lambda: complexity.time_call(lambda: None, clock="sun"), "unknown clock 'sun'"),
+        (lambda: complexity.measure_machine(side=0), "side and megabytes must be positive"),
         (lambda: complexity.time_call(lambda: None, threads=0), "threads must be at least 1"),
     ],
 )

@@ -15,7 +15,7 @@ from .flops import (
 )
 from .machine import Machine, measure_machine
 from .measured import measured_flops, measured_peak_bytes
-from .memory import Memory, memory_bytes, training_stages
+from .memory import Memory, memory_bytes, timeline, training_stages
 from .parameters import (
     attention_parameters,
     conv_parameters,
@@ -60,6 +60,7 @@ __all__ = [
     "resize_batch",
     "time_call",
     "time_together",
+    "timeline",
     "training_flops",
     "training_stages",
     "update_flops",

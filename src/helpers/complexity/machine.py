@@ -35,8 +35,11 @@ class Machine:
         return max(flops / self.flops_per_second, moved / self.bytes_per_second)
 
 
-def measure_machine(*, side: int = 1024, megabytes: int = 128, repeats: int = 15) -> Machine:
-    """Time the product of two ``side`` x ``side`` matrices and a copy of ``megabytes``, on torch's threads.
+def measure_machine(
+    *, side: int = 1024, megabytes: int = 128, repeats: int = 15, clock: str = "wall"
+) -> Machine:
+    """Time the product of two ``side`` x ``side`` matrices and a copy of ``megabytes``, on torch's threads,
+    by one of the clocks of :func:`helpers.complexity.time_call`.
 
     The copy reads and writes, so it moves twice its size; it should be far larger than the cache. The best of
     the calls counts, not the median: a ceiling is what the machine can do when nothing disturbs it.
@@ -51,6 +54,7 @@ def measure_machine(*, side: int = 1024, megabytes: int = 128, repeats: int = 15
         {"product": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)},
         repeats=repeats,
         max_seconds=5.0,
+        clock=clock,
     )
     return Machine(
         flops_per_second=2 * side**3 / timings["product"].best,
