@@ -4,6 +4,8 @@ import os
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +17,7 @@ from helpers import complexity, masking, models, pretrain, runtime
 from helpers.complexity import MLP, ConvNet
 from helpers.models import Size
 from helpers.optimizers import make_optimizers
+from helpers.plots import costs
 
 SMALL = (
     MLP((20, 30, 10)),
@@ -341,3 +344,27 @@ def test_the_roofline_is_the_lower_of_two_ceilings():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_figures_of_costs_draw_what_they_are_given():
+    machine = complexity.Machine(1e11, 1e10, 1)
+    drawn = [
+        costs.growth(
+            [1, 2, 4], {"a": [1.0, 4.0, 16.0], "b": [np.nan, 2.0, 4.0]}, slopes={"a": 2.0}, title="t",
+            xlabel="x", ylabel="y",
+        ),
+        costs.shares([1, 2], {"a": [1, 3], "b": [1, 1]}, title="t", xlabel="x"),
+        costs.roofline(machine, {"slow": (0.5, 1e9), "fast": (50.0, 9e10)}, title="t"),
+        costs.moments(["first", "second"], [2e6, 1e6], title="t"),
+    ]  # fmt: skip
+    growth, shares, roofline, moments = drawn
+    a, line, b = (each.get_xydata() for each in growth.get_lines())
+    assert np.allclose(a, line) and b.tolist() == [[2, 2], [4, 4]]
+    assert [bar.get_height() for bar in shares.patches] == [50, 75, 50, 25]
+    assert max(roofline.get_lines()[0].get_ydata()) == 100
+    assert [bar.get_height() for bar in moments.patches] == [2, 1]
+    assert len({bar.get_facecolor() for bar in moments.patches}) == 2
+    for ax in drawn:
+        assert ax.get_title(loc="left") == "t" or ax.get_title() == "t"
+        ax.figure.canvas.draw()
+        plt.close(ax.figure)

@@ -29,18 +29,20 @@ def growth(
 ) -> Axes:
     """Measured values against a size, one colour a series; ``slopes`` draws a power of x through each series.
 
-    A series of ``slopes`` is named as in ``series``, its number is the exponent of the dashed line.
+    A series of ``slopes`` is named as in ``series``, its number is the exponent of the dashed line. Where a
+    series is NaN nothing was measured.
     """
     ax, x = new_axes(ax), np.asarray(x, float)
     ends = []
     for (name, values), colour in zip(series.items(), colours(len(series)), strict=True):
-        y = np.asarray(values, float)
-        line = "" if slopes and name in slopes else "-"
-        ax.plot(x, y, "o" + line, color=colour)
-        if slopes and name in slopes:
-            level = np.exp(np.mean(np.log(y) - slopes[name] * np.log(x)))
-            ax.plot(x, level * x ** slopes[name], "--", color=colour, linewidth=1.2)
-        ends.append((name, x[-1], y[-1], colour))
+        given = np.isfinite(np.asarray(values, float))
+        at, y = x[given], np.asarray(values, float)[given]
+        slope = (slopes or {}).get(name)
+        ax.plot(at, y, "o-" if slope is None else "o", color=colour)
+        if slope is not None:
+            level = np.exp(np.mean(np.log(y) - slope * np.log(at)))
+            ax.plot(at, level * at**slope, "--", color=colour, linewidth=1.2)
+        ends.append((name, at[-1], y[-1], colour))
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     _scales(ax, log, list(dict.fromkeys(x.tolist())))
     label_ends(ax, ends)
