@@ -3,10 +3,10 @@
     python studies/sparsity.py book/results/checkpoints/3x64 --runs RUNS --output book/results/sparsity.csv
 
 Task ``mlm`` goes on pre-training the shipped model for a few hundred steps while weights are removed, and
-reads the loss on the book's fixed validation text; task ``sentiment`` fine-tunes it on the first 64 pieces of
-800 reviews while weights are removed, and reads the accuracy on the test split. Every arm gets the same steps, batches and
-rates; none is tuned. Density counts the matrices of the encoder; embeddings and heads are not pruned.
-Finished runs are kept in RUNS, and skipped.
+reads the loss on the book's fixed validation text; task ``sentiment`` fine-tunes it on the first 64 pieces
+of 800 reviews while weights are removed, and reads the accuracy on the test split. Every arm gets the same
+steps, batches and rates; none is tuned. Density counts the matrices of the encoder; embeddings and heads are
+not pruned. Finished runs are kept in RUNS, and skipped.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def _rebuild(model: nn.Module, options: storage.Options) -> nn.Module:
 
 def stored_parameters(model: nn.Module) -> int:
     """Numbers that the model keeps in memory: each shared parameter counts once."""
-    return sum({p.data_ptr(): p.numel() for p in model.parameters()}.values())
+    # Tensors on the meta device have no address.
+    return sum({p.data_ptr() or id(p): p.numel() for p in model.parameters()}.values())
 
 
 def used_parameters(model: nn.Module) -> int:
