@@ -3,8 +3,9 @@
     python studies/sharing.py --runs RUNS --output book/results/sharing.csv
 
 All arms read the same batches in the same order with the same rates; the book's recipe is not tuned for any
-of them. ``1 layer`` has as many weights as ``all``, but uses each once; ``all, wide`` has about as many as
-``none``. Finished runs are kept in RUNS, and skipped.
+of them. ``1 layer`` has as many weights as ``all``, but uses each once. ``none`` is a run of the ladder as
+well (``3x64`` at this budget), with the same loss to the last digit. Finished runs are kept in RUNS, and
+skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ ARMS: dict[str, tuple[models.Size, str, int]] = {
     "ffn": (models.Size(3, 64), "ffn", 1),
     "all": (models.Size(3, 64), "all", 1),
     "1 layer": (models.Size(1, 64), "", 1),
-    "all, wide": (models.Size(3, 128), "all", 1),
 }
 TOKENS = 500_000
 

@@ -152,14 +152,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tasks", nargs="+", choices=list(DENSITIES), default=list(DENSITIES))
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    tasks = ("mlm", "sentiment")
     rows = [
         one(options.model, options.runs, task, arm, seed)
         for seed in range(options.seeds)
-        for task in tasks
+        for task in options.tasks
         for arm in arms(task)
     ]
     table = pd.DataFrame(rows).sort_values(["task", "method", "asked", "seed"])
