@@ -1,0 +1,171 @@
+"""The runs behind book/results/sparsity.csv: what pruning costs, with and without tuning.
+
+    python studies/sparsity.py book/results/checkpoints/3x64 --runs RUNS --output book/results/sparsity.csv
+
+Task ``mlm`` goes on pre-training the shipped model for a few hundred steps while weights are removed, and
+reads the loss on the book's fixed validation text; task ``sentiment`` fine-tunes it on the first 64 pieces
+of 800 reviews while weights are removed, and reads the accuracy on the test split. Every arm gets the same
+steps, batches and rates; none is tuned. Density counts the matrices of the encoder; embeddings and heads are
+not pruned. Finished runs are kept in RUNS, and skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from helpers import data, masking, models, pretrain, runtime, sweep, training
+from helpers import finetune as ft
+from helpers import tokenizer as tk
+from helpers.compress import sparsity, structured
+from helpers.compress.sparsity import Schedule
+
+DENSITIES = {"mlm": (0.5, 0.1, 0.03), "sentiment": (0.1, 0.03)}
+ROWS = 800  # labelled reviews
+MLM = {"tokens": 250_000, "lr": 0.005, "lr_adam": 5e-4, "warmup_tokens": 20_000, "decay_share": 0.9}
+# method, and the share of weights that it shall leave
+Arm = tuple[str, float]
+
+
+def arms(task: str) -> Iterator[Arm]:
+    """Every arm of a task, cheapest comparison first."""
+    yield "dense", 1.0
+    for density in DENSITIES[task]:
+        yield from (("magnitude", density), ("movement", density))
+    if task == "mlm":
+        yield from (("2:4, then tuned", 0.5), ("half of the units", 0.5))
+
+
+def prepared(model: nn.Module, arm: Arm, batches: list, loss_of: training.LossFunction) -> nn.Module:
+    """The model of an arm before its training: pruned already, with masks, or as it was."""
+    method, density = arm
+    if method in sparsity.KINDS:
+        return sparsity.attach(model, method)
+    if method == "2:4, then tuned":
+        return sparsity.attach(sparsity.prune(model, pattern=(2, 4)))
+    if method == "half of the units":
+        found = structured.importance(model, batches, loss_of)
+        model = structured.remove_heads(model, structured.least(found["heads"], density))
+        return structured.remove_neurons(model, structured.least(found["neurons"], density))
+    return model
+
+
+def train(model, arm: Arm, batch_of, loss_of, config: training.TrainConfig) -> nn.Module:
+    """Train an arm's model; gradual arms draw their masks between a tenth and seven tenths of the steps."""
+    if gradual := arm[0] in sparsity.KINDS:
+        schedule = Schedule(1 - arm[1], begin=max(1, config.steps // 10), end=7 * config.steps // 10)
+        batch_of, loss_of = sparsity.gradually(batch_of, loss_of, schedule, every=5)
+    training.train(model, batch_of, loss_of, config, progress=False)
+    return sparsity.finish(model) if gradual or "then tuned" in arm[0] else model
+
+
+def mlm(folder: Path, arm: Arm, seed: int) -> dict[str, Any]:
+    """Loss of the shipped model after pruning and tuning."""
+    corpus, base = pretrain.load_corpus(), models.load(folder).float()
+    config = pretrain.PretrainConfig(models.size_of(base), seed=seed, next_sentence=False, **MLM)
+    batch_of, evaluate = pretrain.batches(corpus, config), pretrain.evaluator(corpus, config)
+    model = prepared(base, arm, [batch_of(1000 + i) for i in range(8)], pretrain.mlm_only)
+    model = train(model, arm, batch_of, pretrain.mlm_only, config.training())
+    with torch.no_grad():
+        after = evaluate(model.eval())
+    return {
+        "density": sparsity.density(model),
+        "encoder_nonzero": nonzero(model),
+        "steps": config.steps,
+        "quality": after["mlm_loss"],
+        "quality_se": after["mlm_loss_se"],
+    }
+
+
+def sentiment(folder: Path, arm: Arm, seed: int) -> dict[str, Any]:
+    """Test accuracy of a classifier that is pruned while it is fine-tuned."""
+    tokenizer, reviews, base = tk.load(folder), data.reviews("imdb"), models.load(folder).float()
+    config = ft.FinetuneConfig(seed=seed, epochs=4, min_steps=100)
+
+    def cut(texts: list[str]) -> ft.Windows:
+        return ft.cut_windows(tk.encode(tokenizer, texts), seq_len=64, windows=1)
+
+    texts, labels = data.take_labelled(reviews, ROWS, seed=seed)
+    windows, target, steps = cut(texts), torch.from_numpy(labels), config.steps(ROWS)
+    masking.check_ids(windows.input_ids, base.config.vocab_size)
+
+    def batch_of(step: int) -> training.Batch:
+        rows = ft._rows_of_step(ROWS, config, step)
+        return windows.take(rows) | {"labels": target[rows]}
+
+    settings = training.TrainConfig(
+        steps=steps, optimizer="adamw", lr_adam=config.lr_adam, weight_decay=config.weight_decay,
+        warmup=steps // 10, decay=steps - steps // 10, seed=seed, compile=False,
+    )  # fmt: skip
+    model = train(prepared(ft.Classifier(base.bert), arm, [], ft.loss), arm, batch_of, ft.loss, settings)
+    held, truth = reviews.labelled("test")
+    measured = ft.scores(truth, ft.predict(model, cut(held)))
+    return {
+        "density": sparsity.density(model),
+        "encoder_nonzero": nonzero(model),
+        "steps": steps,
+        "quality": measured["accuracy"],
+        "quality_se": (measured["accuracy"] * (1 - measured["accuracy"]) / len(truth)) ** 0.5,
+    }
+
+
+def nonzero(model: nn.Module) -> int:
+    """Non-zero entries of the encoder's matrices, however large these are."""
+    return sum(int(torch.count_nonzero(layer.weight)) for layer in sparsity.targets(model).values())
+
+
+def one(folder: Path, runs: Path, task: str, arm: Arm, seed: int) -> dict[str, Any]:
+    """One run's row; read from ``runs`` when it is there."""
+    name = "-".join(
+        (task, *"".join(c if c.isalnum() else " " for c in arm[0]).split(), f"{arm[1]:g}", str(seed))
+    )
+    path = runs / f"{name}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    with runtime.timer() as clock:
+        measured = (mlm if task == "mlm" else sentiment)(folder, arm, seed)
+    row = {"task": task, "method": arm[0], "asked": arm[1], "seed": seed} | measured
+    row |= {
+        "seconds": round(clock.seconds, 1),
+        "device": runtime.cpu_name(),
+        "precision": runtime.precision(),
+        "torch": runtime.versions()["torch"],
+        "commit": sweep._commit(),
+    }
+    with runtime.write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(row))
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tasks", nargs="+", choices=list(DENSITIES), default=list(DENSITIES))
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    rows = [
+        one(options.model, options.runs, task, arm, seed)
+        for seed in range(options.seeds)
+        for task in options.tasks
+        for arm in arms(task)
+    ]
+    table = pd.DataFrame(rows).sort_values(["task", "method", "asked", "seed"])
+    with runtime.write_atomically(options.output) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    main()
