@@ -128,9 +128,7 @@ def fit_isoflop(
     common.check_choice(rtol=rtol)
     group = common.group_index(groups, size.size)
     budget = _clusters(np.log(compute), np.log1p(rtol))
-    kept: list[
-        tuple[float, Array, Array, Array]
-    ] = []  # log C, centred log N with mean, design inverse, index
+    kept: list[tuple[float, Array, Array, Index]] = []  # log C, log N, inverse of the design, points
     best: list[tuple[float, float]] = []
     dropped: list[str] = []
     fitted, residual = np.zeros(size.size), np.zeros(size.size)

@@ -139,7 +139,7 @@ def _log_loss(row: Array, x: Array, z: Array) -> Array:
 
 
 def _centred(theta: Array, x: Array, z: Array) -> tuple[Array, Array]:
-    """Predictions (R, n), Jacobian (R, 4, n); a row is (alpha_N, alpha_D, both lines' heights at x = z = 0)."""
+    """Predictions (R, n), Jacobian (R, 4, n); rows are (alpha_N, alpha_D, heights of both lines at 0)."""
     a, b, p, q = (column[:, None] for column in theta.T)
     first, second = p - a * x, q - b * z
     prediction = b * np.logaddexp(first / b, second / b)
