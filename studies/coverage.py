@@ -2,9 +2,9 @@
 
     python studies/coverage.py --output book/results/coverage.csv
 
-Each setting is a grid shape, a noise of single runs and a noise shared by the budgets of one trunk. 200 sweeps
-are drawn from each, fitted with a bootstrap, and the intervals that hold the truth are counted. An honest 95 %
-interval is inside 90 to 99 % of the time (200 draws leave a standard error of 1.5 points).
+Each setting is a grid shape, a noise of single runs and a noise shared by the budgets of one trunk. 200
+sweeps are drawn from each, fitted with a bootstrap, and the intervals that hold the truth are counted. An
+honest 95 % interval is inside 90 to 99 % of the time (200 draws leave a standard error of 1.5 points).
 """
 
 from __future__ import annotations

@@ -28,15 +28,11 @@ def descend(
 
     Minimises sum_i weight_i (prediction_i - target_i)^2 within the bounds (P,).
     """
-    best = np.empty((len(weight), starts.shape[1]))
-    value = np.full(len(weight), np.inf)
-    for start in starts:
-        theta, error = _polish(
-            model, np.tile(start, (len(weight), 1)), target, weight, lower, upper, iterations
-        )
-        better = error < value
-        best[better], value[better] = theta[better], error[better]
-    return best, value
+    rows, count = len(weight), len(starts)
+    together = np.repeat(starts, rows, axis=0)  # every start of every resample is a row of one batch
+    theta, error = _polish(model, together, target, np.tile(weight, (count, 1)), lower, upper, iterations)
+    best = error.reshape(count, rows).argmin(axis=0)
+    return theta.reshape(count, rows, -1)[best, np.arange(rows)], error.reshape(count, rows).min(axis=0)
 
 
 def _polish(

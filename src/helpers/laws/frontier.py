@@ -131,7 +131,7 @@ def fit_isoflop(
     kept: list[tuple[float, Array, Array, Index]] = []  # log C, log N, inverse of the design, points
     best: list[tuple[float, float]] = []
     dropped: list[str] = []
-    fitted, residual = np.zeros(size.size), np.zeros(size.size)
+    fitted, residual, leverage = np.zeros((3, size.size))
     for number in range(int(budget.max()) + 1):
         index = np.flatnonzero(budget == number)
         name = f"C = {np.exp(np.log(compute[index]).mean()):.3g}"
@@ -147,6 +147,7 @@ def fit_isoflop(
             dropped.append(f"{name} has no lowest point inside its sizes")
             continue
         fitted[index] = design @ curve
+        leverage[index] = np.minimum((design * inverse.T).sum(axis=1), 1)
         residual[index] = np.log(loss[index]) - fitted[index]
         best.append((where, float(np.polyval(curve, where - x.mean()))))
         kept.append((float(np.log(compute[index]).mean()), x, inverse, index))
@@ -161,7 +162,8 @@ def fit_isoflop(
     draws = sizes = None
     if n_boot:
         used = np.concatenate([part[3] for part in kept])
-        noise = _redraw(residual, used, 3 * len(kept), n_boot, group if groups is not None else None, seed)
+        flip = None if groups is None else group
+        noise = _redraw(residual, leverage, used, 3 * len(kept), n_boot, flip, seed)
         resampled = np.stack(
             [_lowest_clipped((fitted[i] + noise[:, i]) @ inverse.T, x) for _, x, inverse, i in kept], axis=1
         )
@@ -260,16 +262,21 @@ def _lowest_clipped(curves: Array, x: Array) -> Array:
     return np.clip(np.where(bend > 0, vertex, ends), x.min(), x.max())
 
 
-def _redraw(residual: Array, used: Index, fitted: int, n_boot: int, group: Index | None, seed: int) -> Array:
-    """Noise (n_boot, n): residuals of the `used` points redrawn, or their signs flipped group by group."""
+def _redraw(
+    residual: Array, leverage: Array, used: Index, fitted: int, n_boot: int, flip: Index | None, seed: int
+) -> Array:
+    """Noise (n_boot, n): residuals of the `used` points redrawn, or their signs flipped group by group.
+
+    A fit pulls itself towards its points and makes residuals small; both ways widen them for that.
+    """
     rng = np.random.default_rng(seed)
     if used.size <= fitted:
         raise ValueError(f"{used.size} points leave no residuals to redraw after {fitted} coefficients")
-    spread = residual * np.sqrt(used.size / (used.size - fitted))
-    if group is None:
+    if flip is None:
+        spread = residual * np.sqrt(used.size / (used.size - fitted))
         return rng.choice(spread[used], size=(n_boot, residual.size))
-    signs = rng.choice([-1.0, 1.0], size=(n_boot, int(group.max()) + 1))
-    return np.asarray(spread * signs[:, group])
+    signs = rng.choice([-1.0, 1.0], size=(n_boot, int(flip.max()) + 1))
+    return np.asarray(residual / np.sqrt(np.maximum(1 - leverage, 0.05)) * signs[:, flip])
 
 
 def _lines(x: Array, y: Array) -> Array:
