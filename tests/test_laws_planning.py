@@ -61,6 +61,9 @@ def test_scarce_text_is_repeated_or_left():
     assert free.L < often.L < once.L
     plenty = laws.allocate(LAW, 1e21, unique_tokens=free.D * 2, repeats=REPEATS)
     assert plenty.D == pytest.approx(free.D, rel=0.01)
+    assert laws.allocate(LAW, 1e21, **scarce, repeats=(15.0, 5.0)).N == often.N
+    with pytest.raises(ValueError, match="R_D must be positive, not -1"):
+        laws.allocate(LAW, 1e21, **scarce, repeats=(-1.0, 5.0))
     target = laws.allocate(LAW, loss=often.L, **scarce, repeats=REPEATS)
     assert target.training == pytest.approx(1e21, rel=0.01)
 

@@ -186,15 +186,16 @@ def allocate(
     loss: float | None = None,
     inference_tokens: float = 0.0,
     unique_tokens: float = float("inf"),
-    repeats: DataConstrainedFit | None = None,
+    repeats: DataConstrainedFit | tuple[float, float] | None = None,
     flops_per_param_token: float = TRAIN,
 ) -> Plan:
     """The best N and D for a budget of `compute` FLOPs, or the cheapest ones that reach a `loss` (give one).
 
     `inference_tokens` are served over the model's life and paid from the same budget. `unique_tokens` is all
-    the text there is: without `repeats` it is read once at most, with `repeats` as often as it pays. If `fit`
-    is a ParametricFit with a bootstrap, every resample makes its own plan, so `Plan.interval` holds the
-    uncertainty of the law (and of `repeats`, if that has draws). For a deadline pass `Hardware.flops(hours)`.
+    the text there is: without `repeats` it is read once at most, with `repeats`, a fit or its (R_D, R_N), as
+    often as it pays. If `fit` is a ParametricFit with a bootstrap, every resample makes its own plan, so
+    `Plan.interval` holds the uncertainty of the law (and of `repeats`, if that has draws). For a deadline
+    pass `Hardware.flops(hours)`.
 
     Raises ValueError for numbers that are not positive, both or none of compute and loss, or a loss that no
     model reaches; warns NotIdentifiedWarning when the plan lies outside the runs that were fitted.
@@ -206,7 +207,7 @@ def allocate(
     common.check_choice(unique_tokens=unique_tokens, flops_per_param_token=flops_per_param_token)
     if not 0 <= inference_tokens < float("inf"):
         raise ValueError(f"inference_tokens must be finite and not negative, but is {inference_tokens}")
-    decay = np.array([0.0, np.inf] if repeats is None else [repeats.R_D, repeats.R_N])
+    decay = _decay(repeats)
     row = np.concatenate([fit.row, decay])
     problem = Problem(row, compute, loss, inference_tokens, unique_tokens, flops_per_param_token)
     best = _search(problem, row[:, None, None])[0]
@@ -247,13 +248,24 @@ def _search(problem: Problem, rows: Array) -> Array:
     return found
 
 
-def _draw(fit: Law, repeats: DataConstrainedFit | None, decay: Array, problem: Problem) -> Array | None:
+def _decay(repeats: DataConstrainedFit | tuple[float, float] | None) -> Array:
+    """(R_D, R_N); R_D = 0 stands for text that is never read twice."""
+    if repeats is None:
+        return np.array([0.0, np.inf])
+    R_D, R_N = (repeats.R_D, repeats.R_N) if isinstance(repeats, DataConstrainedFit) else repeats
+    common.check_choice(R_D=R_D, R_N=R_N)
+    return np.array([R_D, R_N], dtype=float)
+
+
+def _draw(
+    fit: Law, repeats: DataConstrainedFit | tuple[float, float] | None, decay: Array, problem: Problem
+) -> Array | None:
     """One plan for each bootstrap row of the fit, (n_boot, 3); None without a bootstrap."""
     draws = getattr(fit, "draws", None)
     if draws is None:
         return None
     extra = np.tile(decay, (len(draws), 1))
-    if repeats is not None and repeats.draws is not None:
+    if isinstance(repeats, DataConstrainedFit) and repeats.draws is not None:
         extra = np.resize(repeats.draws, (len(draws), 2))  # independent fits: pair their draws one to one
     plans = _search(problem, np.concatenate([draws, extra], axis=1).T[:, :, None])
     reached = np.isfinite(plans).all(axis=1)

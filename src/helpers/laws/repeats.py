@@ -1,4 +1,4 @@
-"""What a repeated token is worth: the data-constrained law of Muennighoff et al. 2023 (equations 5 and 6).
+"""What a repeated token is worth: the data-constrained law of Muennighoff et al. 2023 (section 3).
 
 D tokens of which U are new are worth D' = U + U R_D (1 - exp(-R/R_D)) new ones, where R = D/U - 1 counts the
 repetitions. A small number of repetitions is nearly as good as new text; beyond R_D little is gained.
