@@ -120,6 +120,20 @@ def percentile_interval(draws: Array, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def prediction_interval(
+    values: Array, residuals: Array | None, fitted: int, level: float, seed: int
+) -> tuple[Array, Array]:
+    """Interval (low, high) of predictions (n_boot, ...), scattered by log `residuals` of a point if given.
+
+    Residuals are widened for the `fitted` parameters that made them small.
+    """
+    if residuals is not None:
+        spread = residuals * np.sqrt(residuals.size / max(residuals.size - fitted, 1))
+        values = values * np.exp(np.random.default_rng(seed).choice(spread, size=values.shape))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
 def need_draws(draws: Array | None) -> Array:
     """The bootstrap draws; ValueError says how to get them."""
     if draws is None or len(draws) == 0:

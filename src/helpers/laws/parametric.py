@@ -18,18 +18,10 @@ from numpy.typing import ArrayLike
 
 from . import common, likelihood
 from .common import Array, NotIdentifiedWarning
+from .law import Law, best_split, loss
 from .solver import ALPHA_MAX, ALPHA_MIN, Problem, make_problem, solve
 
 NAMES = ("E", "A", "alpha", "B", "beta")
-
-
-class Optimum(NamedTuple):
-    """Compute-optimal allocation: budget C (FLOPs), model size N (parameters), data D (tokens), loss L."""
-
-    C: Array
-    N: Array
-    D: Array
-    L: Array
 
 
 class Profile(NamedTuple):
@@ -46,37 +38,18 @@ class Profile(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ParametricFit:
+class ParametricFit(Law):
     """A fitted L = E + A/N^alpha + B/D^beta; E in nats, A in nats parameters^alpha, B in nats tokens^beta.
 
     `objective` is the minimised sum of Huber losses; `draws` (n_boot, 5) the bootstrap rows (E, A, alpha, B,
     beta); `not_identified` names what the data do not fix; `residuals` (n,) are log measured - log predicted.
     """
 
-    E: float
-    A: float
-    B: float
-    alpha: float
-    beta: float
     objective: float
     residuals: Array = field(repr=False)
     draws: Array | None = field(repr=False)
     not_identified: tuple[str, ...]
     problem: Problem = field(repr=False)
-
-    @property
-    def exponent_N(self) -> float:
-        """a in N*(C) proportional to C^a, equal to beta / (alpha + beta)."""
-        return self.beta / (self.alpha + self.beta)
-
-    @property
-    def exponent_D(self) -> float:
-        """b in D*(C) proportional to C^b, equal to alpha / (alpha + beta) = 1 - exponent_N."""
-        return self.alpha / (self.alpha + self.beta)
-
-    def predict(self, N: ArrayLike, D: ArrayLike) -> Array:
-        """Loss (nats) at N parameters and D tokens; shapes broadcast."""
-        return _loss(np.array([self.E, self.A, self.alpha, self.B, self.beta]), N, D)
 
     def interval(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
         """Central bootstrap interval of each parameter and of `exponent_N`."""
@@ -90,28 +63,15 @@ class ParametricFit:
     def predict_interval(
         self, N: ArrayLike, D: ArrayLike, level: float = 0.95, *, noise: bool = True, seed: int = 0
     ) -> tuple[Array, Array]:
-        """Interval for the loss of a run at (N, D): bootstrapped parameters, plus run residuals if `noise`.
+        """Interval for the loss of a run at (N, D): bootstrapped parameters, plus residuals if `noise`.
 
         It assumes that the law holds where you ask. It does not know how wrong the law is beyond the data.
         """
         draws = common.need_draws(self.draws)
         common.check_level(level)
         N, D = np.broadcast_arrays(np.asarray(N, float), np.asarray(D, float))
-        loss = _loss(draws.T.reshape(5, -1, *[1] * N.ndim), N, D)  # (n_boot, ...)
-        if noise:
-            n = self.residuals.size
-            spread = self.residuals * np.sqrt(n / max(n - len(NAMES), 1))
-            loss = loss * np.exp(np.random.default_rng(seed).choice(spread, size=loss.shape))
-        low, high = np.quantile(loss, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return low, high
-
-    def optimal(self, C: ArrayLike, flops_per_param_token: float = 6) -> Optimum:
-        """The N and D of lowest loss with flops_per_param_token * N * D = C (Hoffmann et al. 2022, eq. 4)."""
-        (budget,) = common.positive(C=C)
-        row = np.array([self.E, self.A, self.alpha, self.B, self.beta])
-        N, D = _optimal(row, budget, flops_per_param_token)
-        shaped = [np.reshape(v, np.shape(C)) for v in (budget, N, D, self.predict(N, D))]
-        return Optimum(*shaped)
+        values = loss(draws.T.reshape(5, -1, *[1] * N.ndim), N, D)  # (n_boot, ...)
+        return common.prediction_interval(values, self.residuals if noise else None, len(NAMES), level, seed)
 
     def optimal_interval(
         self, C: ArrayLike, level: float = 0.95, flops_per_param_token: float = 6
@@ -121,9 +81,9 @@ class ParametricFit:
         common.check_level(level)
         (budget,) = common.positive(C=C)
         rows = draws.T[:, :, None]  # (5, n_boot, 1)
-        N, D = _optimal(rows, budget, flops_per_param_token)
+        N, D = best_split(rows, budget, flops_per_param_token)
         ends = [(1 - level) / 2, (1 + level) / 2]
-        found = {"N": N, "D": D, "L": _loss(rows, N, D)}
+        found = {"N": N, "D": D, "L": loss(rows, N, D)}
         spans = {
             name: np.quantile(value, ends, axis=0).reshape(2, *np.shape(C)) for name, value in found.items()
         }
@@ -144,7 +104,7 @@ class ParametricFit:
         _, objective = solve(self.problem, np.ones((grid.size, n)), pin=grid)
         deviance = likelihood.deviance(objective, self.objective, n, self.problem.delta)
         bound = likelihood.threshold(level)
-        return Profile(grid, deviance, _below(grid, deviance, bound, self.E), bound)
+        return Profile(grid, deviance, profile_interval(grid, deviance, bound, self.E), bound)
 
     def summary(self, level: float = 0.95) -> str:
         """The parameters as a text table, with bootstrap intervals where there are any."""
@@ -179,7 +139,7 @@ def fit_parametric(
     ValueError for values that are not finite and positive, unequal lengths, or fewer different (N, D) than 5;
     warns NotIdentifiedWarning when the data do not fix a parameter.
     """
-    sizes, tokens, loss = common.positive(N=N, D=D, L=L)
+    sizes, tokens, losses = common.positive(N=N, D=D, L=L)
     common.check_choice(delta=delta)
     common.enough(
         len(set(zip(sizes, tokens, strict=True))),
@@ -187,7 +147,7 @@ def fit_parametric(
         "L = E + A/N^alpha + B/D^beta, counting different (N, D),",
     )
     group = common.group_index(groups, sizes.size)
-    problem = make_problem([sizes, tokens], loss, delta, floor=True)
+    problem = make_problem([sizes, tokens], losses, delta, floor=True)
     theta, objective = solve(problem, np.ones((1, sizes.size)))
     row = problem.to_units(theta)[0]
     lost = _not_identified(row, sizes, tokens, likelihood.floor_is_optional(problem, float(objective[0])))
@@ -199,24 +159,8 @@ def fit_parametric(
         weight = common.bootstrap_weights(group, n_boot, seed, spread)
         draws = problem.to_units(solve(problem, weight, warm=theta[0])[0])
     E, A, alpha, B, beta = (float(v) for v in row)
-    residuals = np.log(loss) - np.log(_loss(row, sizes, tokens))
+    residuals = np.log(losses) - np.log(loss(row, sizes, tokens))
     return ParametricFit(E, A, B, alpha, beta, float(objective[0]), residuals, draws, tuple(lost), problem)
-
-
-def _loss(row: Array, N: ArrayLike, D: ArrayLike) -> Array:
-    """E + A/N^alpha + B/D^beta for one row (5,) or for rows (5, ...) that broadcast with N and D."""
-    E, A, alpha, B, beta = row
-    with np.errstate(over="ignore", under="ignore"):
-        return np.asarray(E + A / np.asarray(N, float) ** alpha + B / np.asarray(D, float) ** beta)
-
-
-def _optimal(row: Array, C: Array, k: float) -> tuple[Array, Array]:
-    """N* = G (C/k)^(beta/(alpha+beta)), G = (alpha A / (beta B))^(1/(alpha+beta)), and D* = C / (k N*)."""
-    _, A, alpha, B, beta = row
-    with np.errstate(over="ignore", under="ignore"):
-        G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
-        N = G * (C / k) ** (beta / (alpha + beta))
-        return N, C / (k * N)
 
 
 def _not_identified(row: Array, N: Array, D: Array, floor_is_optional: bool) -> list[str]:
@@ -242,7 +186,7 @@ def _explain(lost: list[str], row: Array) -> str:
     return f"the data do not identify {', '.join(lost)} ({why}); {advice}"
 
 
-def _below(grid: Array, deviance: Array, bound: float, best: float) -> tuple[float, float]:
+def profile_interval(grid: Array, deviance: Array, bound: float, best: float) -> tuple[float, float]:
     """Ends of the stretch of the grid around `best` with deviance at most `bound`, interpolated linearly."""
     inside = deviance <= bound
     if not inside.any():

@@ -54,13 +54,10 @@ class PowerFit:
         common.check_level(level)
         x = np.asarray(x, float)
         E, A, alpha = draws.T.reshape(3, -1, *[1] * x.ndim)
-        y = E + A * x**-alpha
-        if noise:
-            n = self.residuals.size
-            spread = self.residuals * np.sqrt(n / max(n - 2 - self.with_floor, 1))
-            y = y * np.exp(np.random.default_rng(seed).choice(spread, size=y.shape))
-        low, high = np.quantile(y, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return low, high
+        fitted = 2 + int(self.with_floor)
+        return common.prediction_interval(
+            E + A * x**-alpha, self.residuals if noise else None, fitted, level, seed
+        )
 
     def summary(self, level: float = 0.95) -> str:
         """The parameters as a text table, with bootstrap intervals where there are any."""

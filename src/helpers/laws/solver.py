@@ -84,11 +84,15 @@ def _solve_chunk(
     starts = _grid_starts(problem, weight, keep, pin)
     if warm is not None:
         starts.append(np.tile(warm, (len(weight), 1)))
+    together = max(1, _CHUNK // weight.size)  # a few rows alone would spend their time in calls of numpy
     best, value = np.empty((len(weight), problem.lower.size)), np.full(len(weight), np.inf)
-    for start in starts:
-        theta, objective = _polish(problem, weight, start, pin)
-        better = objective < value
-        best[better], value[better] = theta[better], objective[better]
+    for first in range(0, len(starts), together):
+        some = starts[first : first + together]
+        pins = None if pin is None else np.tile(pin, len(some))
+        theta, objective = _polish(problem, np.tile(weight, (len(some), 1)), np.concatenate(some), pins)
+        for rows in np.split(np.arange(len(theta)), len(some)):
+            better = objective[rows] < value
+            best[better], value[better] = theta[rows][better], objective[rows][better]
     return best, value
 
 

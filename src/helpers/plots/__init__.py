@@ -7,7 +7,9 @@ from .canvas import COLOURS, count, new_axes, png, show, style
 from .learning import bars, label_curve, loss_curves
 from .scaling import (
     band,
+    curves,
     extrapolations,
+    forest,
     ladder,
     loss_by_size,
     predicted_measured,
@@ -21,7 +23,9 @@ __all__ = [
     "band",
     "bars",
     "count",
+    "curves",
     "extrapolations",
+    "forest",
     "label_curve",
     "ladder",
     "loss_by_size",

@@ -219,6 +219,61 @@ def band(
     return ax
 
 
+def curves(
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    log: str = "",
+    level: tuple[float, str] | None = None,
+    ylim: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Named lines (x, y), names at their ends; `level` is a height to compare with, and its name."""
+    ax = new_axes(ax)
+    ends = []
+    for (name, (x, y)), colour in zip(lines.items(), colours(len(lines)), strict=True):
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        ax.plot(x, y, color=colour)
+        seen = np.flatnonzero((y >= ylim[0]) & (y <= ylim[1])) if ylim else np.arange(x.size)
+        last = seen[-1] if seen.size else -1
+        ends.append((name, float(x[last]), float(y[last]), colour))
+    if level is not None:
+        plateau(ax, *level)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if ylim:
+        ax.set_ylim(*ylim)
+    for axis in log:
+        getattr(ax, f"set_{axis}scale")("log")
+    label_ends(ax, ends)
+    return ax
+
+
+def forest(
+    names: Sequence[str],
+    value: ArrayLike,
+    interval: tuple[ArrayLike, ArrayLike],
+    *,
+    title: str,
+    xlabel: str,
+    published: ArrayLike | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One row an estimate, first on top: value, interval, and what was published (NaN: nothing)."""
+    ax = new_axes(ax)
+    value, rows = np.asarray(value, float), np.arange(len(names))
+    ax.errorbar(value, rows, xerr=arms(value, *interval), fmt="o", color=BLUE, ecolor=SKY, elinewidth=4)
+    if published is not None:
+        ax.plot(np.asarray(published, float), rows, "D", color=RED, markerfacecolor="none", label="published")
+        ax.legend(loc="best")
+    ax.set_yticks(rows, names)
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set(title=title, xlabel=xlabel)
+    return ax
+
+
 def _family(
     ax: Axes, runs: pd.DataFrame, *, x: str, by: str, fit: Law | None, size_first: bool
 ) -> list[tuple[str, float, float, tuple[float, ...]]]:
