@@ -82,13 +82,19 @@ def roofline(
     high = max(places[:, 0].max(), machine.balance) * 6
     x = np.geomspace(low, high, 200)
     ax.plot(x, [machine.attainable(i) / 1e9 for i in x], color=GREY)
-    for i, (name, (intensity, rate)) in enumerate(points.items()):
+    for i, (name, (intensity, rate)) in enumerate(sorted(points.items(), key=lambda p: p[1])):
         ax.plot(intensity, rate / 1e9, "o", color=BLUE)
+        left = i % 2 == 0  # neighbours are named on opposite sides
         ax.annotate(
-            name, (intensity, rate / 1e9), (6, -9 if i % 2 else 4), textcoords="offset points", fontsize=9
+            name,
+            (intensity, rate / 1e9),
+            (-6 if left else 6, -10),
+            textcoords="offset points",
+            fontsize=9,
+            ha="right" if left else "left",
         )
     ax.annotate(
-        "what memory delivers", (x[20], machine.attainable(x[20]) / 1e9), (0, 8), rotation=32,
+        "what memory delivers", (x[3], machine.attainable(x[3]) / 1e9), (-4, 14), rotation=0,
         textcoords="offset points", color=GREY, fontsize=9,
     )  # fmt: skip
     ax.annotate(
@@ -118,7 +124,7 @@ def moments(names: Sequence[str], held: ArrayLike, *, title: str, ax: Axes | Non
 def _scales(ax: Axes, log: str, ticks: Sequence[float]) -> None:
     if "x" in log:
         ax.set_xscale("log")
-        ax.set_xticks(ticks, [count(v) for v in ticks])
+        ax.set_xticks(ticks, [f"{v:,.0f}" if 1 <= v < 10_000 else count(v) for v in ticks])
         ax.xaxis.set_minor_locator(NullLocator())
     if "y" in log:
         ax.set_yscale("log")
