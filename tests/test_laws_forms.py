@@ -129,6 +129,15 @@ def test_envelope_without_an_inner_winner_is_not_identified():
         laws.fit_envelope(C[two], N[two], L[two])
 
 
+def test_a_size_that_wins_by_absence_does_not_count():
+    """Every budget is won by the smallest size that was trained that far: there is nothing to learn."""
+    N = np.repeat([1e7, 1e8, 1e9], 2)
+    C = np.array([1e15, 1e17, 1e16, 1e18, 1e17, 1e19])
+    L = np.array([4.0, 3.0, 4.1, 2.5, 4.2, 2.0])
+    with pytest.raises(NotIdentified, match="0 of 3 sizes"):
+        laws.fit_envelope(C, N, L)
+
+
 def test_slices_read_curves_at_equal_budgets():
     C, N, L, run = curves(LAW)
     found = laws.slices(C, N, L, [1e19, 1e20], runs=run)

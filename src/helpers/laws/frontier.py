@@ -199,8 +199,8 @@ def fit_envelope(
     curves = np.stack([_read(compute[run == r], loss[run == r], grid) for r in range(int(run.max()) + 1)])
     of_run = np.array([size[run == r][0] for r in range(len(curves))])
     sizes, index = np.unique(of_run, return_inverse=True)
-    winner, lowest = _winners(curves, index, len(sizes), np.ones((1, len(curves))))
-    usable = _interior(winner, len(sizes))[0]
+    winner, lowest, inside = _winners(curves, index, len(sizes), np.ones((1, len(curves))))
+    usable = inside[0]
     if len(np.unique(winner[0, usable])) < 2:
         raise NotIdentified(
             f"only {len(np.unique(winner[0, usable]))} of {len(sizes)} sizes wins a budget inside the "
@@ -214,8 +214,8 @@ def fit_envelope(
         weight = common.bootstrap_weights(
             np.arange(len(curves)), n_boot, seed, [(of_run, min(3, len(sizes)))]
         )
-        redrawn, _ = _winners(curves, index, len(sizes), weight)
-        draws = _masked_lines(log_c, log_n[redrawn], _interior(redrawn, len(sizes)))
+        redrawn, _, inside = _winners(curves, index, len(sizes), weight)
+        draws = _masked_lines(log_c, log_n[redrawn], inside)
         if len(draws) < n_boot:
             message = (
                 f"{n_boot - len(draws)} of {n_boot} resamples had no exponent; the interval leaves them out"
@@ -294,20 +294,25 @@ def _masked_lines(x: Array, y: Array, mask: NDArray[np.bool_]) -> Array:
     return np.stack([mean_y[:, 0] - slope * mean_x[:, 0], slope], axis=1)[usable]
 
 
-def _winners(curves: Array, index: Index, n_sizes: int, weight: Array) -> tuple[Index, Array]:
-    """Size number of lowest loss (R, m) and that loss, after averaging the curves (runs, m) of each size."""
+def _winners(
+    curves: Array, index: Index, n_sizes: int, weight: Array
+) -> tuple[Index, Array, NDArray[np.bool_]]:
+    """Size number of lowest loss (R, m), that loss, and whether sizes on both sides of it reach the budget.
+
+    The curves (runs, m) of each size are averaged first. A size that wins because its smaller or larger
+    neighbours were never trained that far says nothing about the best one.
+    """
     member = (index[None] == np.arange(n_sizes)[:, None]).astype(float)  # (sizes, runs)
     there = np.isfinite(curves)
     filled = np.where(there, np.log(np.where(there, curves, 1.0)), 0.0)
     mass = np.einsum("sr,br,rm->bsm", member, weight, there.astype(float))
     total = np.einsum("sr,br,rm->bsm", member, weight, filled)
     mean = np.where(mass > 0, total / np.maximum(mass, 1e-300), np.inf)
-    return mean.argmin(axis=1), np.exp(mean.min(axis=1))
-
-
-def _interior(winner: Index, n_sizes: int) -> NDArray[np.bool_]:
-    """Whether the winning size has a neighbour on both sides."""
-    return np.asarray((winner > 0) & (winner < n_sizes - 1))
+    winner, reached = mean.argmin(axis=1), np.isfinite(mean)
+    below = np.cumsum(reached, axis=1) > 1  # counts the size itself
+    above = np.cumsum(reached[:, ::-1], axis=1)[:, ::-1] > 1
+    inside = np.take_along_axis(below & above, winner[:, None], axis=1)[:, 0]
+    return winner, np.exp(mean.min(axis=1)), inside
 
 
 def _say_dropped(dropped: list[str]) -> None:
