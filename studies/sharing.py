@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from helpers import complexity, models, pretrain, runtime, sweep, training
+from helpers import complexity, models, pretrain, runtime, training
 from helpers.compress import sharing
 
 # size, what is shared, groups
@@ -73,7 +73,7 @@ def one(corpus: pretrain.Corpus, arm: str, seed: int, runs: Path) -> dict[str, A
         "device": runtime.cpu_name(),
         "precision": history.precision,
         "torch": runtime.versions()["torch"],
-        "commit": sweep._commit(),
+        "commit": runtime.commit(),
     }
     with runtime.write_atomically(path) as temporary:
         temporary.write_text(json.dumps(row))

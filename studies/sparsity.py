@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from helpers import data, masking, models, pretrain, runtime, sweep, training
+from helpers import data, masking, models, pretrain, runtime, training
 from helpers import finetune as ft
 from helpers import tokenizer as tk
 from helpers.compress import sparsity, structured
@@ -137,7 +137,7 @@ def one(folder: Path, runs: Path, task: str, arm: Arm, seed: int) -> dict[str, A
         "device": runtime.cpu_name(),
         "precision": runtime.precision(),
         "torch": runtime.versions()["torch"],
-        "commit": sweep._commit(),
+        "commit": runtime.commit(),
     }
     with runtime.write_atomically(path) as temporary:
         temporary.write_text(json.dumps(row))

@@ -199,7 +199,8 @@ def test_texts_that_do_not_fit_the_encoder_are_refused(token, seq_len, message):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"epochs": 0}, {"min_steps": 0}, {"batch": 0}, {"pooling": "max"}, {"windows": 0}, {"seq_len": 2}]
+    "bad",
+    [{"epochs": -1}, {"min_steps": 0}, {"batch": 0}, {"pooling": "max"}, {"windows": 0}, {"seq_len": 2}],
 )
 def test_settings_that_are_none_are_refused(bad):
     with pytest.raises(ValueError, match="must be|unknown pooling 'max'"):

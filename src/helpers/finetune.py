@@ -49,7 +49,8 @@ POOLINGS = ("mean", "cls")
 class FinetuneConfig:
     """How to fine-tune. ``lr`` is Muon's rate (encoder matrices), ``lr_adam`` AdamW's (the rest, or all with
     ``optimizer="adamw"``); ``frozen`` trains the classifier alone. A budget is ``epochs`` over the labels,
-    but at least ``min_steps`` steps, so that few labels are not also few updates."""
+    but at least ``min_steps`` steps, so that few labels are not also few updates; with 0 epochs it is exactly
+    ``min_steps``."""
 
     epochs: float = 3.0
     min_steps: int = 100
@@ -66,10 +67,10 @@ class FinetuneConfig:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.min_steps < 1 or self.batch < 1:
+        if self.epochs < 0 or self.min_steps < 1 or self.batch < 1:
             raise ValueError(
-                f"epochs, min_steps and batch must be positive, got {self.epochs}, {self.min_steps} and "
-                f"{self.batch}"
+                f"epochs must not be negative, min_steps and batch at least 1, got {self.epochs}, "
+                f"{self.min_steps} and {self.batch}"
             )
         if self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {self.pooling!r}: expected one of {', '.join(POOLINGS)}")

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -186,3 +187,19 @@ def versions() -> dict[str, str]:
 
     names = ("torch", "transformers", "tokenizers", "numpy", "scipy", "statsmodels")
     return {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in names}
+
+
+def commit() -> str:
+    """The commit of the code, with a plus sign when files differ from it; empty outside a repository."""
+    try:
+        here = Path(__file__).parent
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return out.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -14,7 +14,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import subprocess
 import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -210,24 +209,8 @@ def row(result: pretrain.Pretrained, corpus: Corpus, *, trunk: str = "") -> dict
         "precision": result.history.precision,
         "torch": runtime.versions()["torch"],
         "transformers": runtime.versions()["transformers"],
-        "commit": _commit(),
+        "commit": runtime.commit(),
     }
-
-
-def _commit() -> str:
-    """The commit of the code, with a plus sign when files differ from it; empty outside a repository."""
-    try:
-        here = Path(__file__).parent
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return out.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def collect(study: Study, corpus_digest: str, folder: Path) -> pd.DataFrame:
