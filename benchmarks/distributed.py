@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     options = parser.parse_args()
     if options.quick:
-        options.repeats, options.tokens, options.size = 1, 60_000, "4x128"
+        options.repeats, options.tokens, options.size, options.batch = 1, 20_000, "2x64", 8
     found: dict[str, list] = {name: [] for name in LAUNCH}
     for _ in range(options.repeats):
         for name in LAUNCH:

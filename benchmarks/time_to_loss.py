@@ -13,12 +13,15 @@ import argparse
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from shared import children, recipes
 from shared.recipes import RECOMMENDED, Setting
+from torch import nn
 
 from helpers import engine, models, pretrain, runtime
+from helpers.corpus import Corpus
 
 SIZES = ("4x128", "4x256")
 STEPS = engine.STEPS_THAT_REPAY_COMPILING - 1  # fewer than repay compiling: it is stopped long before
@@ -28,26 +31,26 @@ class Reached(Exception):
     """Ours is as good as stock."""
 
 
-def judge(setting: Setting, corpus):
+def judge(setting: Setting, corpus: Corpus, blocks: int) -> Callable[[nn.Module], dict[str, float]]:
     """The fixed evaluation of both recipes."""
     config = pretrain.PretrainConfig(
         setting.size, tokens=10**6, seq_len=setting.seq_len, mask_rate=recipes.MASK_RATE
     )
-    return pretrain.evaluator(corpus, config, blocks=512)
+    return pretrain.evaluator(corpus, config, blocks=blocks)
 
 
-def run_stock(setting: Setting, seconds: float) -> dict[str, float]:
+def run_stock(setting: Setting, seconds: float, blocks: int) -> dict[str, float]:
     """The loss after ``seconds`` of the stock recipe."""
     corpus = setting.corpus()
     model, moments = recipes.stock(setting, corpus, steps=10**6, seconds=seconds)
-    loss = judge(setting, corpus)(model.eval())["mlm_loss"]
+    loss = judge(setting, corpus, blocks)(model.eval())["mlm_loss"]
     return {"loss": loss, "seconds": moments[-1] - moments[0], "steps": len(moments) - 1}
 
 
-def run_ours(setting: Setting, target: float, limit: float) -> dict[str, float]:
+def run_ours(setting: Setting, target: float, limit: float, blocks: int) -> dict[str, float]:
     """The seconds after which our loss is at most ``target``; infinite past ``limit``."""
     corpus = setting.corpus()
-    examine, spent, losses = judge(setting, corpus), 0.0, []
+    examine, spent, losses = judge(setting, corpus, blocks), 0.0, []
     begin = time.perf_counter()
 
     def evaluate(model) -> dict[str, float]:
@@ -77,17 +80,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--blocks", type=int, default=512, help="validation sequences that judge both")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--target", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
         options.sizes, options.seconds, options.repeats = SIZES[:1], 20.0, 1
+        options.batch, options.vocab_size, options.blocks = 8, 4096, 64
     setting = Setting(models.Size.parse(options.sizes[0]), batch=options.batch, vocab_size=options.vocab_size)
     if options.child == "stock":
-        print(json.dumps(run_stock(setting, options.seconds)))
+        print(json.dumps(run_stock(setting, options.seconds, options.blocks)))
         return
     if options.child == "ours":
-        print(json.dumps(run_ours(setting, options.target, options.seconds)))
+        print(json.dumps(run_ours(setting, options.target, options.seconds, options.blocks)))
         return
     for size in options.sizes:
         compare(replace(setting, size=models.Size.parse(size)), options)
@@ -97,6 +102,7 @@ def compare(setting: Setting, options: argparse.Namespace) -> None:
     """Print the line of one size."""
     common = ["--sizes", str(setting.size), "--seconds", str(options.seconds)]
     common += ["--batch", str(setting.batch), "--vocab-size", str(setting.vocab_size)]
+    common += ["--blocks", str(options.blocks)]
     stock, ours = [], []
     for _ in range(options.repeats):
         stock.append(children.child(__file__, ["--child", "stock", *common]))

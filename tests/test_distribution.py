@@ -337,3 +337,42 @@ def test_the_same_command_runs_under_every_launcher(tmp_path):
 def test_a_process_that_fails_ends_the_job_with_its_reason(tmp_path):
     done = launch("torchrun", tmp_path, tmp_path / "cache", extra="--shard")
     assert done.returncode != 0 and "Muon orthogonalises whole matrices" in done.stderr
+
+
+DYING = """
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+from helpers import distribution, training
+
+rank = distribution.Ranks().rank
+
+def batch_of(step):
+    if rank == 1 and step == 3:
+        raise RuntimeError("the disk of rank 1 is gone")
+    return {"input_ids": torch.ones(4, 8)}
+
+def split(batch, count):
+    return [{"input_ids": rows} for rows in batch["input_ids"].tensor_split(count)]
+
+@record
+def main():
+    config = training.TrainConfig(steps=10, optimizer="adamw", precision="fp32", compile=False)
+    loss_of = lambda model, batch: (model(batch["input_ids"]).square().sum(), {})
+    training.train(torch.nn.Linear(8, 1), batch_of, loss_of, config, split=split, progress=False)
+
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_does_not_leave_the_others_waiting(tmp_path):
+    (tmp_path / "dying.py").write_text(DYING)
+    launcher = [sys.executable, "-m", *LAUNCHERS["torchrun"], str(free_port())]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "dying.py")],
+        env=os.environ | {"PYTHONPATH": str(Path(training.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0 and "the disk of rank 1 is gone" in done.stderr

@@ -1,51 +1,14 @@
-"""Batches of pre-training as functions of (seed, step), and how several processes share one.
+"""A batch of pre-training as a function of (blocks, rows, generator), and how several processes share one.
 
 Legend: ``B`` sequences in a batch, ``T`` tokens in a sequence, ``V`` vocabulary, ``M`` masked positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import torch
 
-from helpers import masking, runtime
-from helpers.corpus import Corpus
+from helpers import masking
 from helpers.engine import Batch
-
-if TYPE_CHECKING:
-    from helpers.pretrain import PretrainConfig
-
-
-def batches(corpus: Corpus, config: PretrainConfig) -> Callable[[int], Batch]:
-    """``batch_of(step)``: the batch of a step, which depends on (seed, step) and the corpus alone.
-
-    Blocks are read in a new random order each epoch; pairs and masks are drawn anew at every step.
-    """
-    blocks = corpus.train if config.unique_blocks is None else corpus.train.first(config.unique_blocks)
-    if blocks.seq_len != config.seq_len:
-        raise ValueError(f"the corpus is cut for seq_len {blocks.seq_len}, the run wants {config.seq_len}")
-    if len(blocks) < config.batch:
-        raise ValueError(f"the corpus has {len(blocks)} blocks, fewer than one batch of {config.batch}")
-    per_epoch = len(blocks) // config.batch
-    orders: dict[int, torch.Tensor] = {}
-
-    def batch_of(step: int) -> Batch:
-        epoch, place = divmod(step, per_epoch)
-        if epoch not in orders:
-            orders.clear()
-            orders[epoch] = torch.randperm(len(blocks), generator=runtime.generator(config.seed, epoch, 1))
-        rows = orders[epoch][place * config.batch : (place + 1) * config.batch]
-        return make_batch(
-            blocks,
-            rows,
-            runtime.generator(config.seed, step, 2),
-            vocab_size=corpus.vocab_size,
-            rate=config.mask_rate,
-        )
-
-    return batch_of
 
 
 def make_batch(

@@ -135,6 +135,17 @@ class Ranks:
         """Rank 0's value, on every rank."""
         return self.agree(lambda: value)
 
+    def start_trackers(self, settings: dict[str, Any], folder: Path | None) -> None:
+        """Open the trackers with the run's settings; all of them write under ``folder``."""
+        if folder and self.main:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.init_trackers("training", settings, {"wandb": {"dir": str(folder)}})
+
+    def stop_trackers(self) -> None:
+        """Close them; unlike ``end_training`` it leaves the process group open for another run."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
     @torch.no_grad()
     def collect(self, trained: nn.Module, into: nn.Module) -> None:
         """Copy the whole weights of a sharded model into the plain one it was made from (every rank)."""

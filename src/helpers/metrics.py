@@ -69,3 +69,15 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[floa
         raise ValueError(f"an interval over runs needs at least two, got {runs.size}")
     half = scipy.stats.t.ppf(0.5 + level / 2, runs.size - 1) * runs.std(ddof=1) / math.sqrt(runs.size)
     return float(runs.mean()), float(runs.mean() - half), float(runs.mean() + half)
+
+
+def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """Mean of ``values`` and its standard error when values of one cluster depend on each other.
+
+    Tokens of one review share its words, so the error is taken over sequences (the sandwich estimator of the
+    mean).
+    """
+    mean = float(values.mean())
+    residuals = np.bincount(clusters, values - mean)
+    groups = len(np.unique(clusters))
+    return mean, float(math.sqrt((residuals**2).sum() * groups / max(groups - 1, 1)) / len(values))

@@ -7,37 +7,21 @@ and its gradients are the same as with all ``B T`` of them, at a fraction of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from helpers import models, runtime, training
-from helpers.batches import batches, make_batch, split
-from helpers.corpus import Corpus, load_corpus
+from helpers.batches import make_batch, split
+from helpers.corpus import Corpus
+from helpers.corpus import load_corpus as load_corpus  # readers look for it here
+from helpers.metrics import clustered_mean
 from helpers.training import Batch, History, TrainConfig
-
-__all__ = [
-    "Corpus",
-    "PretrainConfig",
-    "Pretrained",
-    "batches",
-    "clustered_mean",
-    "evaluator",
-    "forward",
-    "load_corpus",
-    "losses",
-    "make_batch",
-    "mlm_only",
-    "pretrain",
-    "split",
-]
 
 _EVAL_KEY = 990_001  # apart from any training seed: evaluation masks never change
 
@@ -111,6 +95,36 @@ class PretrainConfig:
             eval_every=eval_every,
             checkpoint_seconds=checkpoint_seconds,
         )
+
+
+def batches(corpus: Corpus, config: PretrainConfig) -> Callable[[int], Batch]:
+    """``batch_of(step)``: the batch of a step, which depends on (seed, step) and the corpus alone.
+
+    Blocks are read in a new random order each epoch; pairs and masks are drawn anew at every step.
+    """
+    blocks = corpus.train if config.unique_blocks is None else corpus.train.first(config.unique_blocks)
+    if blocks.seq_len != config.seq_len:
+        raise ValueError(f"the corpus is cut for seq_len {blocks.seq_len}, the run wants {config.seq_len}")
+    if len(blocks) < config.batch:
+        raise ValueError(f"the corpus has {len(blocks)} blocks, fewer than one batch of {config.batch}")
+    per_epoch = len(blocks) // config.batch
+    orders: dict[int, torch.Tensor] = {}
+
+    def batch_of(step: int) -> Batch:
+        epoch, place = divmod(step, per_epoch)
+        if epoch not in orders:
+            orders.clear()
+            orders[epoch] = torch.randperm(len(blocks), generator=runtime.generator(config.seed, epoch, 1))
+        rows = orders[epoch][place * config.batch : (place + 1) * config.batch]
+        return make_batch(
+            blocks,
+            rows,
+            runtime.generator(config.seed, step, 2),
+            vocab_size=corpus.vocab_size,
+            rate=config.mask_rate,
+        )
+
+    return batch_of
 
 
 def forward(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,18 +213,6 @@ def evaluator(
         }
 
     return evaluate
-
-
-def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """Mean of ``values`` and its standard error when values of one cluster depend on each other.
-
-    Tokens of one review share its words, so the error is taken over sequences (the sandwich estimator of the
-    mean).
-    """
-    mean = float(values.mean())
-    residuals = np.bincount(clusters, values - mean)
-    groups = len(np.unique(clusters))
-    return mean, float(math.sqrt((residuals**2).sum() * groups / max(groups - 1, 1)) / len(values))
 
 
 @dataclass(frozen=True)

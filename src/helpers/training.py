@@ -96,7 +96,7 @@ def train(
     run = Run(model, loss_of, config, (fingerprint or {}) | identity(config), split=split, ranks=ranks)
     start = run.begin(folder, branch_from, batch_of)
     if trackers:
-        ranks.accelerator.init_trackers("training", _plain(run.fingerprint))
+        ranks.start_trackers(_plain(run.fingerprint), folder)
     rows, seconds = list(start.rows), start.seconds
     parts: list[dict[str, float]] = []
     tokens, last_save = 0, time.monotonic()
@@ -108,7 +108,6 @@ def train(
             seconds += clock.seconds
             tokens += batch["input_ids"].numel()
             done = step + 1
-            bar.update()
             evaluated = done == config.steps or (config.eval_every and done % config.eval_every == 0)
             if done % config.log_every == 0 or evaluated or done in keep_steps:
                 row = {"step": done, "seconds": seconds, "rate": config.rate(step)} | _means(parts)
@@ -121,11 +120,11 @@ def train(
                 if folder and (done in keep_steps or done == config.steps or ranks.first(late)):
                     run.save(folder, done, rows, seconds, keep_steps)
                     last_save = time.monotonic()
+            bar.update()
     if evaluate and rows and not any(name.startswith("eval_") for name in rows[-1]):
         rows[-1] |= run.evaluate(evaluate)  # the branch began where this run ends: nothing was left to train
     if trackers:
-        for tracker in ranks.accelerator.trackers:
-            tracker.finish()
+        ranks.stop_trackers()
     ranks.collect(run.model, into=model)
     model.eval()
     speed = tokens / (seconds - start.seconds) if tokens else float("nan")
