@@ -42,7 +42,6 @@ SETTINGS = (
     Setting(5, 4, 3, 0.03, 0.0, 1e-3),
     Setting(8, 5, 1, 0.003, 0.0, 1e-3),
     Setting(6, 5, 2, 0.005, 0.01, 1e-3),
-    Setting(8, 5, 1, 0.005, 0.01, float("inf")),
 )
 
 
