@@ -55,11 +55,10 @@ class Setting:
         return RATES if self.steps else STRENGTHS
 
 
-# A step on a sentence costs a seventh of one on a review, so reviews get the long budget only once.
-PLAN = [("imdb", n, 60) for n in (400, 1600, 100)]
-PLAN += [("rotten_tomatoes", n, steps) for steps in (200, 60) for n in (1600, 400, 100)]
+# A step on a sentence costs a seventh of one on a review, so only sentences get the long budget.
+PLAN = [("imdb", n, 60) for n in (400, 1600, 100)] + [("rotten_tomatoes", 400, 60)]
+PLAN += [("rotten_tomatoes", n, 200) for n in (1600, 400, 100)]
 PLAN += [(task, n, 0) for task in SHAPES for n in (1600, 400, 100)]
-PLAN += [("imdb", 400, 200)]
 
 
 @cache
