@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from helpers import runtime
 from helpers.initialization import point_heads_at_neighbours
 
 HEAD_WIDTH = 32
@@ -144,7 +145,8 @@ def load(folder: str | Path) -> PreTrainedModel:
             "save_pretrained"
         )
     try:
-        return _load(folder)
+        with runtime.without_bars():
+            return _load(folder)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder} is not a whole checkpoint: {error}") from error
 
