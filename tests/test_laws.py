@@ -110,9 +110,7 @@ def test_gradient_and_hessian_equal_finite_differences():
     assert objective(problem, theta, weight)[0] > 0
 
 
-@pytest.mark.parametrize(
-    "sizes, budgets, seeds, sd, shared", [(5, 4, 3, 0.01, 0.0), (6, 6, 2, 0.003, 0.0), (6, 5, 2, 0.005, 0.01)]
-)
+@pytest.mark.parametrize("sizes, budgets, seeds, sd, shared", [(6, 6, 2, 0.003, 0.0), (6, 5, 2, 0.005, 0.01)])
 def test_intervals_cover_the_truth(sizes, budgets, seeds, sd, shared):
     """95 % intervals of 50 sweeps; `studies/coverage.py` has 200 of each of 7 kinds. The last kind has noise
     shared by the budgets of a trunk. `run` is a new run three times larger and longer than any other.
