@@ -111,7 +111,7 @@ def lora(folder: Path, arm: Arm, rate: float, seed: int) -> dict[str, Any]:
     config = ft.FinetuneConfig(epochs=0, min_steps=STEPS, lr_adam=rate, seed=seed)
 
     def batch_of(step: int) -> training.Batch:
-        rows = ft._rows_of_step(LABELS, config, step)
+        rows = ft.rows_of_step(LABELS, config, step)
         return windows.take(rows) | {"labels": target[rows]}
 
     settings = training.TrainConfig(

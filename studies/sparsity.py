@@ -97,7 +97,7 @@ def sentiment(folder: Path, arm: Arm, seed: int) -> dict[str, Any]:
     masking.check_ids(windows.input_ids, base.config.vocab_size)
 
     def batch_of(step: int) -> training.Batch:
-        rows = ft._rows_of_step(ROWS, config, step)
+        rows = ft.rows_of_step(ROWS, config, step)
         return windows.take(rows) | {"labels": target[rows]}
 
     settings = training.TrainConfig(

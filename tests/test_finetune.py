@@ -163,10 +163,10 @@ def test_a_frozen_encoder_stays_and_its_head_moves(optimizer, task, same_weights
 
 def test_every_text_is_read_once_an_epoch():
     config = settings(batch=8)
-    rows = torch.cat([finetune._rows_of_step(30, config, step) for step in range(15)])
+    rows = torch.cat([finetune.rows_of_step(30, config, step) for step in range(15)])
     for epoch in range(4):
         assert sorted(rows[30 * epoch : 30 * (epoch + 1)].tolist()) == list(range(30))
-    assert sorted(finetune._rows_of_step(5, config, 0).tolist()) == list(range(5))  # fewer texts than a batch
+    assert sorted(finetune.rows_of_step(5, config, 0).tolist()) == list(range(5))  # fewer texts than a batch
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,26 @@ class FinetuneConfig:
         """Optimizer steps for a number of labelled texts."""
         return max(self.min_steps, math.ceil(self.epochs * texts / self.batch))
 
+    def training(self, texts: int) -> TrainConfig:
+        """The loop's settings for a number of labelled texts: a tenth of the steps rises, the rest falls.
+
+        Nothing is compiled, since the rows of a batch change in number or width.
+        """
+        steps = self.steps(texts)
+        warmup = max(1, steps // 10)
+        return TrainConfig(
+            steps=steps,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            lr_adam=self.lr_adam,
+            weight_decay=self.weight_decay,
+            warmup=warmup,
+            decay=steps - warmup,
+            seed=self.seed,
+            precision=self.precision,
+            compile=False,
+        )
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -246,37 +266,30 @@ def finetune(
     labels = check_labels(labels, classes)
     if len(labels) != len(texts):
         raise ValueError(f"{len(texts)} texts but {len(labels)} labels")
-    if texts.input_ids.size(1) > encoder.config.max_position_embeddings:
-        raise ValueError(
-            f"windows of {texts.input_ids.size(1)} tokens, but the encoder has "
-            f"{encoder.config.max_position_embeddings} positions"
-        )
-    masking.check_ids(texts.input_ids, encoder.config.vocab_size)
+    check_rows(texts.input_ids, encoder)
     model = Classifier(encoder, classes, config.pooling)
     encoder.requires_grad_(not config.frozen)
-    steps = config.steps(len(texts))
     target = torch.from_numpy(labels)
 
     def batch_of(step: int) -> Batch:
-        rows = _rows_of_step(len(texts), config, step)
+        rows = rows_of_step(len(texts), config, step)
         return texts.take(rows) | {"labels": target[rows]}
 
-    settings = TrainConfig(
-        steps=steps,
-        optimizer=config.optimizer,
-        lr=config.lr,
-        lr_adam=config.lr_adam,
-        weight_decay=config.weight_decay,
-        warmup=max(1, steps // 10),
-        decay=steps - max(1, steps // 10),
-        seed=config.seed,
-        precision=config.precision,
-        compile=False,  # the number of windows changes from batch to batch
-    )
+    settings = config.training(len(texts))
     return Finetuned(model, training.train(model, batch_of, loss, settings, progress=progress), config)
 
 
-def _rows_of_step(texts: int, config: FinetuneConfig, step: int) -> torch.Tensor:
+def check_rows(input_ids: torch.Tensor, encoder: PreTrainedModel) -> None:
+    """Raise ``ValueError`` for rows (R, T) longer than the encoder's positions, or of another vocabulary."""
+    if input_ids.size(1) > encoder.config.max_position_embeddings:
+        raise ValueError(
+            f"rows of {input_ids.size(1)} tokens, but the encoder has "
+            f"{encoder.config.max_position_embeddings} positions"
+        )
+    masking.check_ids(input_ids, encoder.config.vocab_size)
+
+
+def rows_of_step(texts: int, config: FinetuneConfig, step: int) -> torch.Tensor:
     """Which texts a step reads: epochs follow each other without a gap, each in an order of its own."""
     size = min(config.batch, texts)
     epoch, place = divmod(step * size, texts)

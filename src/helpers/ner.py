@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from helpers import masking, runtime, training
+from helpers import runtime, training
 from helpers import tokenizer as tk
 from helpers.conll import TAGS, TYPES, Tagged, conll2003, parse
 from helpers.entities import Entity, Score, entities, score, token_accuracy
-from helpers.finetune import FinetuneConfig
-from helpers.finetune import _rows_of_step as rows_of_step
-from helpers.training import Batch, History, TrainConfig
+from helpers.finetune import FinetuneConfig, check_rows, rows_of_step
+from helpers.training import Batch, History
 
 __all__ = [
     "TAGS",
@@ -143,30 +142,14 @@ def finetune(
     Of the configuration, ``windows``, ``seq_len`` and ``pooling`` are about whole texts and have no meaning
     here. Raises ``ValueError`` for rows longer than the encoder's positions, or of another vocabulary.
     """
-    if rows.input_ids.size(1) > encoder.config.max_position_embeddings:
-        raise ValueError(
-            f"rows of {rows.input_ids.size(1)} tokens, but the encoder has "
-            f"{encoder.config.max_position_embeddings} positions"
-        )
-    masking.check_ids(rows.input_ids, encoder.config.vocab_size)
-    model, steps = Tagger(encoder), config.steps(len(rows))
+    check_rows(rows.input_ids, encoder)
+    model = Tagger(encoder)
     encoder.requires_grad_(not config.frozen)
-    settings = TrainConfig(
-        steps=steps,
-        optimizer=config.optimizer,
-        lr=config.lr,
-        lr_adam=config.lr_adam,
-        weight_decay=config.weight_decay,
-        warmup=max(1, steps // 10),
-        decay=steps - max(1, steps // 10),
-        seed=config.seed,
-        precision=config.precision,
-        compile=False,  # rows are of another width in each batch
-    )
 
     def batch_of(step: int) -> Batch:
         return rows.take(rows_of_step(len(rows), config, step))
 
+    settings = config.training(len(rows))
     return TrainedTagger(model, training.train(model, batch_of, loss, settings, progress=progress))
 
 
