@@ -2,7 +2,8 @@
 
     python studies/frozen.py --models RUNS --runs FOLDER --output book/results/frozen.csv
 
-RUNS is a folder of the sweep: each finished run has its model and its row there. Every encoder is frozen;
+RUNS is the folder of the sweep, where each run has its model; which of them are read says the ladder's table
+(seed 0, pre-norm). Every encoder is frozen;
 logistic regression on its mean-pooled states learns from 100, 400 or 1,600 labelled reviews, three draws of
 each, its strength chosen on the validation split. The last encoder is MiniLM, 6 layers of width 384, trained
 elsewhere on far more text (extra `minilm`). Finished encoders are kept in FOLDER, and skipped.
@@ -96,18 +97,20 @@ def one(name: str, folder: Path | None, about: dict[str, Any], kept: Path) -> li
     return rows
 
 
-def encoders(runs: Path, sizes: list[str]) -> list[tuple[str, Path | None, dict[str, Any]]]:
-    """The finished runs of a sweep, of these sizes (of all for none), by name; first MiniLM, the slowest."""
+def encoders(runs: Path, ladder: Path, sizes: list[str]) -> list[tuple[str, Path | None, dict[str, Any]]]:
+    """The runs of the ladder, of these sizes (of all for none), by name; first MiniLM, the slowest."""
     found: list[tuple[str, Path | None, dict[str, Any]]] = []
-    for path in sorted(runs.glob("*/row.json")):
-        row = json.loads(path.read_text())
-        if row.get("seed") == 0 and row["arch"] == "megatron-bert":
-            size = f"{row['layers']}x{row['hidden']}"
-            if sizes and size not in sizes:
-                continue
-            found.append(
-                (f"{size}-{row['tokens']}", path.parent / "model", {key: row[key] for key in COPIED})
-            )
+    rows = (
+        pd.read_csv(ladder)
+        .query("seed == 0 and arch == 'megatron-bert'")
+        .sort_values(["params_total", "tokens"])
+    )
+    for row in rows.to_dict("records"):
+        size = f"{row['layers']}x{row['hidden']}"
+        if sizes and size not in sizes:
+            continue
+        folder = runs / row["run_id"] / "model"
+        found.append((f"{size}-{row['tokens']}", folder, {key: row[key] for key in COPIED}))
     other = minilm.load()
     shape = {
         "layers": other.config.num_hidden_layers,
@@ -122,6 +125,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--ladder", type=Path, default=Path("book/results/ladder.csv"))
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", nargs="*", default=[])
@@ -129,9 +133,8 @@ def main() -> None:
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(one, *encoder, options.runs) for encoder in encoders(options.models, options.sizes)
-        ]
+        chosen = encoders(options.models, options.ladder, options.sizes)
+        jobs = [pool.submit(one, *encoder, options.runs) for encoder in chosen]
         rows = [row for job in jobs for row in job.result()]
     table = pd.DataFrame(rows).sort_values(["params_non_embedding", "tokens", "labels", "seed"])
     with runtime.write_atomically(options.output) as temporary:
