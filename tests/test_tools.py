@@ -319,7 +319,9 @@ def stage(code: str, **changes) -> gate.Stage:
 def test_the_gate_runs_everything_make_test_promises():
     names = [s.name for s in gate.stages(ROOT)]
     written = [f"chapters: {path.name}" for path in chapters.find([], ROOT)]
-    assert names == ["lint", "format", "types", "unit", *written, "build"]
+    assert names == ["lint", "format", "types", "unit", "slow", *written, "build"]
+    marked = [gate.chosen([name], ROOT)[0].command[-1] for name in ("unit", "slow")]
+    assert marked == ["not slow", "slow"]  # together, every test
     build = gate.stages(ROOT)[-1].command
     assert {"-n", "-W", "--keep-going"} <= set(build)
 
