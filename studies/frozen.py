@@ -2,21 +2,21 @@
 
     python studies/frozen.py --models RUNS --runs FOLDER --output book/results/frozen.csv
 
-RUNS is a folder of the sweep: each finished run has its model and its row there. Every encoder is frozen;
-logistic regression on its mean-pooled states learns from 100, 400 or 1,600 labelled reviews, three draws of
-each, its strength chosen on the validation split. The last encoder is MiniLM, 6 layers of width 384, trained
-elsewhere on far more text (extra `minilm`). Finished encoders are kept in FOLDER, and skipped.
+RUNS is the folder of the sweep, where each run has its model; the ladder's table says which of them are read
+(seed 0, pre-norm). Every encoder is frozen; logistic regression on its mean-pooled states learns from 100,
+400 or 1,600 labelled reviews, three draws of each, its strength chosen on the validation split. The last
+encoder is MiniLM, 6 layers of width 384, trained elsewhere on far more text (extra `minilm`). Finished encoders are kept in FOLDER, and skipped.
 """
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -87,18 +87,20 @@ def probes(name: str, folder: Path | None, about: common.Row) -> list[common.Row
     return rows
 
 
-def encoders(runs: Path, sizes: list[str]) -> list[tuple[str, Path | None, dict[str, Any]]]:
-    """The finished runs of a sweep, of these sizes (of all for none), by name; first MiniLM, the slowest."""
+def encoders(runs: Path, ladder: Path, sizes: list[str]) -> list[tuple[str, Path | None, dict[str, Any]]]:
+    """The runs of the ladder, of these sizes (of all for none), by name; first MiniLM, the slowest."""
     found: list[tuple[str, Path | None, dict[str, Any]]] = []
-    for path in sorted(runs.glob("*/row.json")):
-        row = json.loads(path.read_text())
-        if row.get("seed") == 0 and row["arch"] == "megatron-bert":
-            size = f"{row['layers']}x{row['hidden']}"
-            if sizes and size not in sizes:
-                continue
-            found.append(
-                (f"{size}-{row['tokens']}", path.parent / "model", {key: row[key] for key in COPIED})
-            )
+    rows = (
+        pd.read_csv(ladder)
+        .query("seed == 0 and arch == 'megatron-bert'")
+        .sort_values(["params_total", "tokens"])
+    )
+    for row in rows.to_dict("records"):
+        size = f"{row['layers']}x{row['hidden']}"
+        if sizes and size not in sizes:
+            continue
+        folder = runs / row["run_id"] / "model"
+        found.append((f"{size}-{row['tokens']}", folder, {key: row[key] for key in COPIED}))
     other = minilm.load()
     shape = {
         "layers": other.config.num_hidden_layers,
@@ -111,9 +113,11 @@ def encoders(runs: Path, sizes: list[str]) -> list[tuple[str, Path | None, dict[
 def main() -> None:
     parser = common.parser(__doc__, workers=True)
     parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--ladder", type=Path, default=Path("book/results/ladder.csv"))
     parser.add_argument("--sizes", nargs="*", default=[])
     options = parser.parse_args()
-    jobs = [(*encoder, options.runs) for encoder in encoders(options.models, options.sizes)]
+    chosen = encoders(options.models, options.ladder, options.sizes)
+    jobs = [(*encoder, options.runs) for encoder in chosen]
     rows = [row for made in common.in_processes(one, jobs, options.workers) for row in made]
     common.write(rows, options.output, by=["params_non_embedding", "tokens", "labels", "seed"])
 
