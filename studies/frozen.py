@@ -5,7 +5,8 @@
 RUNS is the folder of the sweep, where each run has its model; the ladder's table says which of them are read
 (seed 0, pre-norm). Every encoder is frozen; logistic regression on its mean-pooled states learns from 100,
 400 or 1,600 labelled reviews, three draws of each, its strength chosen on the validation split. The last
-encoder is MiniLM, 6 layers of width 384, trained elsewhere on far more text (extra `minilm`). Finished encoders are kept in FOLDER, and skipped.
+encoder is MiniLM, 6 layers of width 384, trained elsewhere on far more text (extra `minilm`). Finished
+encoders are kept in FOLDER, and skipped.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The gate: the stages of `make test`, one after the other, each with its seconds and its budget.
 
-`python tools/gate.py [stage ...]` runs the named stages, or all: lint, format, types, unit, slow, chapters, build.
-A failing stage does not stop the rest, so one run shows all that is wrong. The last line counts tests as
-pytest does.
+`python tools/gate.py [stage ...]` runs the named stages, or all: lint, format, types, unit, slow, chapters,
+build. A failing stage does not stop the rest, so one run shows all that is wrong. The last line counts tests
+as pytest does.
 """
 
 from __future__ import annotations
