@@ -14,10 +14,8 @@ from .scaling import (
     forest,
     ladder,
     loss_by_size,
-    predicted_measured,
     predictions,
     profile,
-    residuals,
 )
 
 __all__ = [
@@ -37,11 +35,9 @@ __all__ = [
     "new_axes",
     "pareto",
     "png",
-    "predicted_measured",
     "predictions",
     "profile",
     "quality_by_loss",
-    "residuals",
     "show",
     "spectra",
     "style",
