@@ -106,20 +106,16 @@ def lora(folder: Path, arm: Arm, rate: float, seed: int) -> common.Row:
 
     texts, labels = data.take_labelled(reviews, LABELS, seed=seed)
     windows, target = cut(texts), torch.from_numpy(labels)
-    config = ft.FinetuneConfig(epochs=0, min_steps=STEPS, lr_adam=rate, seed=seed)
+    optimizer = "adamw" if arm[1] else "muon"
+    config = ft.FinetuneConfig(epochs=0, min_steps=STEPS, optimizer=optimizer, lr_adam=rate, seed=seed)
 
     def batch_of(step: int) -> training.Batch:
         rows = ft.rows_of_step(LABELS, config, step)
         return windows.take(rows) | {"labels": target[rows]}
 
-    settings = training.TrainConfig(
-        steps=STEPS, optimizer="adamw" if arm[1] else "muon", lr=config.lr, lr_adam=rate,
-        weight_decay=config.weight_decay, warmup=STEPS // 10, decay=STEPS - STEPS // 10, seed=seed,
-        compile=False,
-    )  # fmt: skip
     model = adapted(folder, arm)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    history = training.train(model, batch_of, ft.loss, settings, progress=False)
+    history = training.train(model, batch_of, ft.loss, config.training(LABELS), progress=False)
     accuracy = {}
     for split, count in HELD_OUT.items():
         held, truth = reviews.labelled(split)

@@ -104,13 +104,6 @@ def held_out(folder: Path) -> tuple[ft.Windows, np.ndarray]:
     return cut(folder, texts[:TEXTS]), labels[:TEXTS]
 
 
-def rows_of(texts: int, seed: int, step: int) -> torch.Tensor:
-    """Which texts a step reads: epochs in random order, one after the other."""
-    epoch, place = divmod(step * BATCH, texts)
-    orders = [torch.randperm(texts, generator=runtime.generator(seed, epoch + i, 3)) for i in range(2)]
-    return torch.cat(orders)[place : place + BATCH]
-
-
 def prepared(folder: Path, arm: Arm, seed: int) -> nn.Module:
     """The classifier of an arm before its training."""
     base: Any = models.load(folder).float()
@@ -148,19 +141,17 @@ def train(folder: Path, runs: Path, arm: Arm, seed: int) -> tuple[nn.Module, flo
     """The trained and finished model of an arm, and the seconds of its training."""
     if arm.how.startswith("int8 of "):
         return quantize.quantize(compress.load(runs / slug(arm.how[8:], seed))), 0.0
+    settings = ft.FinetuneConfig(epochs=0, min_steps=STEPS, batch=BATCH, lr_adam=RATE, seed=seed)
     windows, labels = labelled(folder, seed)
     if arm.pool == "unlabelled":
         windows = unlabelled(folder)
 
     def batch_of(step: int) -> training.Batch:
-        rows = rows_of(len(windows), seed, step)
+        rows = ft.rows_of_step(len(windows), settings, step)
         batch = windows.take(rows)
         return batch if arm.pool == "unlabelled" else batch | {"labels": labels[rows]}
 
-    config = training.TrainConfig(
-        steps=STEPS, optimizer="adamw", lr_adam=RATE, weight_decay=0.05, warmup=STEPS // 10,
-        decay=STEPS - STEPS // 10, seed=seed, compile=False,
-    )  # fmt: skip
+    config = settings.training(len(windows))
     model = prepared(folder, arm, seed)
     if arm.recipe is not None:
         teacher = compress.load(runs / slug("dense", seed))

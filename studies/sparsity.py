@@ -90,24 +90,21 @@ def sentiment(folder: Path, arm: Arm, seed: int) -> common.Row:
         return ft.cut_windows(tk.encode(tokenizer, texts), seq_len=64, windows=1)
 
     texts, labels = data.take_labelled(reviews, ROWS, seed=seed)
-    windows, target, steps = cut(texts), torch.from_numpy(labels), config.steps(ROWS)
+    windows, target = cut(texts), torch.from_numpy(labels)
     masking.check_ids(windows.input_ids, base.config.vocab_size)
 
     def batch_of(step: int) -> training.Batch:
         rows = ft.rows_of_step(ROWS, config, step)
         return windows.take(rows) | {"labels": target[rows]}
 
-    settings = training.TrainConfig(
-        steps=steps, optimizer="adamw", lr_adam=config.lr_adam, weight_decay=config.weight_decay,
-        warmup=steps // 10, decay=steps - steps // 10, seed=seed, compile=False,
-    )  # fmt: skip
-    model = train(prepared(ft.Classifier(base.bert), arm, [], ft.loss), arm, batch_of, ft.loss, settings)
+    model = prepared(ft.Classifier(base.bert), arm, [], ft.loss)
+    model = train(model, arm, batch_of, ft.loss, config.training(ROWS))
     held, truth = reviews.labelled("test")
     measured = ft.scores(truth, ft.predict(model, cut(held)))
     return {
         "density": sparsity.density(model),
         "encoder_nonzero": nonzero(model),
-        "steps": steps,
+        "steps": config.steps(ROWS),
         "quality": measured["accuracy"],
         "quality_se": (measured["accuracy"] * (1 - measured["accuracy"]) / len(truth)) ** 0.5,
     }
