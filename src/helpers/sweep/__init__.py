@@ -7,7 +7,7 @@ it is done: what is done is skipped, what was cut resumes, and rows are collecte
 time.
 
 ``study`` reads the file, ``rows`` names and describes runs, ``family`` trains, ``schedule`` keeps the engines
-(``local``, ``cluster``) busy and tries again what died, ``plan`` and ``status`` look ahead.
+(``local``, ``cluster``) busy and tries again what died, ``planning`` and ``status`` look ahead.
 """
 
 from helpers.sweep.cli import main
