@@ -373,6 +373,18 @@ def test_the_colab_check_installs_what_the_setup_cell_installs(monkeypatch, tmp_
     assert held == "numpy==2.1.3"
 
 
+def test_the_colab_check_passes_over_a_python_that_does_not_start(monkeypatch, tmp_path):
+    for folder, code in (("stand-in", 127), ("real", 0)):
+        script = tmp_path / folder / "python9.9"
+        script.parent.mkdir()
+        script.write_text(f"#!/bin/sh\nexit {code}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'stand-in'}:{tmp_path / 'real'}:/usr/bin:/bin")
+    assert colab.interpreter("python9.9") == str(tmp_path / "real" / "python9.9")
+    with pytest.raises(SystemExit, match=r"needs python9\.8"):
+        colab.interpreter("python9.8")
+
+
 def test_what_colab_holds_meets_the_ranges():
     lines = [line for line in colab.HELD.read_text().splitlines() if not line.startswith("#")]
     held = dict(line.split("==") for line in lines)

@@ -52,14 +52,21 @@ def make(folder: Path) -> None:
     if folder.exists() and (folder / STAMP).is_file() and (folder / STAMP).read_text() == stamp:
         pip(folder, "uninstall", "--yes", "scalability-helpers")
         return
-    python = shutil.which("python3.13")
-    if python is None:
-        raise SystemExit("colab-check needs python3.13, as Colab has it, and none was found")
+    python = interpreter()
     shutil.rmtree(folder, ignore_errors=True)
     print(f"making {folder.name}: this downloads several GB once", flush=True)
     subprocess.run([python, "-m", "venv", str(folder)], check=True)
     pip(folder, "install", "--requirement", str(HELD))
     (folder / STAMP).write_text(stamp)
+
+
+def interpreter(name: str = "python3.13") -> str:
+    """The first Python of this name on the path that starts: the stand-in of a version manager may not."""
+    for place in os.get_exec_path():
+        found = shutil.which(name, path=place)
+        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+            return found
+    raise SystemExit(f"colab-check needs {name}, as Colab has it, and none on the path starts")
 
 
 def pip(folder: Path, *arguments: str) -> None:
