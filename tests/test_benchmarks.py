@@ -41,7 +41,7 @@ def test_a_line_becomes_a_row_with_its_spread(tmp_path):
     text = tabulate.tables(table)
     assert "| 4x256 | 25 | 30 (20 to 40) | 1.20 (1.10 to 1.30) |  | 3 |" in text
     assert "`python benchmarks/distributed.py`: M, 2 threads." in text
-    assert "Not measured yet: `throughput.py`" in text and "`distributed.py`" not in text.splitlines()[-1]
+    assert "No numbers here from `throughput.py`" in text and "`distributed.py`" not in text.splitlines()[-1]
 
 
 def test_a_new_row_takes_the_place_of_the_old_one_and_of_no_other(tmp_path):

@@ -158,7 +158,7 @@ def tables(table: pd.DataFrame) -> str:
         text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         parts.append(f"### {name}\n\n" + "\n".join(conditions(part)) + f"\n\n{text}")
     if missing := [f"`{name}.py`" for name in TABLES if name not in set(table["benchmark"])]:
-        parts.append(f"Not measured yet: {', '.join(missing)}.")
+        parts.append(f"No numbers here from {', '.join(missing)}.")
     return "\n\n".join(parts)
 
 
