@@ -106,7 +106,7 @@ def test_label_curve_shifts_the_arms_apart():
     ).assign(low=lambda t: t["accuracy"] - 0.02, high=lambda t: t["accuracy"] + 0.02)
     ax = plots.label_curve(table, title="t")
     assert {"pre-trained", "from scratch"} <= texts(ax) and ax.get_ylabel() == "accuracy"
-    first, second = (container.lines[0].get_xdata()[0] for container in ax.containers)
+    first, second = (line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o")
     assert first != second
 
 
