@@ -149,7 +149,8 @@ def fit_data_constrained(
     if not (tokens > unique * 1.01).any():
         raise ValueError("no run repeats its data (D equals U everywhere), so R_D has no answer")
     free = [i for i in (0, 1) if held[i] is None]
-    common.enough(sizes.size, max(len(free), 1), "the data-constrained law")
+    runs = set(zip(sizes, unique, tokens, strict=True))
+    common.enough(len(runs), max(len(free), 1), "the data-constrained law, counting different (N, U, D),")
     points: Points = (base, sizes, unique, tokens, losses)
     grids = [np.geomspace(LOW, HIGH, _STEPS) if v is None else np.array([v]) for v in held]
     cells = np.array(list(product(*grids)))
