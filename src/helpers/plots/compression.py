@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from .canvas import BLACK, arms, colours, label_ends, lines_by, log_axes, new_axes, plateaus
 
@@ -59,6 +59,7 @@ def against_density(
     ax.set_xscale("log")
     if log_y:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     ticks = _apart(table["density"].round(3))
     ax.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
