@@ -182,6 +182,8 @@ def fit_data_constrained(
 def _loss(base: Law, N: ArrayLike, U: ArrayLike, D: ArrayLike, R_D: ArrayLike, R_N: ArrayLike) -> Array:
     """E + A/N'^alpha + B/D'^beta; the size that U tokens feed is the optimum of the base law at D = U."""
     N, U = np.asarray(N, float), np.asarray(U, float)
+    if np.isinf(R_N).all():  # no decay of size: then `base` needs no size term (A may be 0)
+        return base.predict(N, effective(U, D, R_D))
     fed = (base.alpha * base.A / (base.beta * base.B)) ** (1 / base.alpha) * U ** (base.beta / base.alpha)
     return base.predict(effective(np.minimum(fed, N), N, R_N), effective(U, D, R_D))
 
