@@ -41,8 +41,8 @@ LABELS, SEEDS = (1600, 400), (0, 1, 2)
 SLOW = (5e-4, 2e-3, 8e-3, 3.2e-2)
 FAST = (2e-3, 8e-3, 3.2e-2, 0.128)
 WAYS = {
-    "full": SLOW, "scratch": SLOW, "last-1": SLOW,
-    "lora-4": FAST, "prefix-8": FAST, "prompt-8": FAST, "frozen": FAST,
+    "full": SLOW, "frozen": FAST, "scratch": SLOW, "lora-4": FAST,
+    "last-1": SLOW, "prefix-8": FAST, "prompt-8": FAST,
 }  # fmt: skip
 FEW, LONG, OFTEN, RATE = 100, 240, 24, 2e-3
 ARMS = {"plain": (0.0, 0.0), "dropout": (0.1, 0.0), "weight decay": (0.0, 1.0)}  # dropout, weight decay
@@ -183,16 +183,23 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder of the two tables")
+    parser.add_argument("--labels", type=int, nargs="+", default=LABELS)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     where = (options.model, options.runs)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        long = [pool.submit(overfitted, *where, arm, seed) for arm in ARMS for seed in SEEDS]
-        jobs = [pool.submit(setting, *where, way, labels) for labels in LABELS for way in WAYS]
-        rows, courses = ([row for job in each for row in job.result()] for each in (jobs, long))
+
+        def begin(labels: list[int]) -> list[Any]:
+            return [pool.submit(setting, *where, way, count) for count in labels for way in WAYS]
+
+        jobs = begin(options.labels[:1])
+        long = [pool.submit(overfitted, *where, arm, seed) for seed in SEEDS for arm in ARMS]
+        jobs += begin(options.labels[1:])
+        courses = [row for job in long for row in job.result()]
+        write(courses, options.output / "overfitting.csv", ["arm", "seed", "step"])
+        rows = [row for job in jobs for row in job.result()]
     write(rows, options.output / "adaptation.csv", ["labels", "way", "rate", "seed"])
-    write(courses, options.output / "overfitting.csv", ["arm", "seed", "step"])
 
 
 if __name__ == "__main__":
