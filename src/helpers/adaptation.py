@@ -78,8 +78,10 @@ class Prompted(nn.Module):
         config.max_position_embeddings -= self.virtual
         return config
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor]:
-        """States (R, T, H) of ids (R, T)."""
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **more: Any) -> tuple[Any]:
+        """States (R, T, H) of ids (R, T); raises ``ValueError`` for ``token_type_ids``, which peft drops."""
+        if more:
+            raise ValueError(f"virtual tokens do not take {', '.join(more)}: adapt in another way")
         states = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
         return (states[:, -input_ids.size(1) :],)  # a prompt has states of its own, a prefix has none
 
