@@ -96,6 +96,21 @@ def test_quality_by_loss_has_a_line_a_size_and_the_level():
     assert ax.xaxis_inverted() and len(ax.containers) == 2
 
 
+def test_sweeps_and_courses_ring_the_best_of_each_arm():
+    arms = ["full"] * 3 + ["lora"] * 3
+    table = pd.DataFrame({"arm": arms, "rate": [1e-3, 1e-2, 1e-1] * 2, "step": [10, 20, 30] * 2})
+    table = table.assign(
+        val_accuracy=[0.6, 0.7, 0.5, 0.6, 0.61, 0.65],
+        loss=[0.6, 0.4, 0.2, 0.6, 0.6, 0.5],
+        val_loss=[0.6, 0.5, 0.9, 0.7, 0.6, 0.55],
+    )
+    for draw, expected in ((plots.rate_sweep, [1e-2, 1e-1]), (plots.courses, [20, 30])):
+        ax = draw(table, title="t")
+        rings = [line for line in ax.lines if line.get_fillstyle() == "none"]
+        assert [line.get_xdata()[0] for line in rings] == expected
+        assert {"full", "lora"} <= texts(ax)
+
+
 def test_label_curve_shifts_the_arms_apart():
     table = pd.DataFrame(
         {

@@ -249,6 +249,19 @@ def test_chapters_are_found_by_many_names(tree, name):
     assert chapters.find([name], tree) == [chapter(tree)]
 
 
+def test_a_number_finds_every_page_of_its_chapter(tree):
+    other = chapter(tree).with_name("07_second_page.ipynb")
+    other.write_bytes(chapter(tree).read_bytes())
+    assert chapters.find(["7"], tree) == [chapter(tree), other]
+    assert chapters.find([other.stem], tree) == [other]
+
+
+def test_the_plan_is_in_the_order_of_its_files():
+    stems = [planned.stem for planned in chapters.PLAN]
+    assert stems == sorted(set(stems))
+    assert sorted({planned.number for planned in chapters.PLAN}) == list(range(1, 13))
+
+
 def test_an_unknown_chapter_is_an_error(tree):
     with pytest.raises(ValueError, match="no chapter '9'"):
         chapters.find(["9"], tree)

@@ -93,6 +93,49 @@ def bars(
     return ax
 
 
+def rate_sweep(table: pd.DataFrame, *, title: str, ax: Axes | None = None) -> Axes:
+    """Validation accuracy against the learning rate, one line an arm, with a ring around each arm's best.
+
+    `table` has the columns `arm`, `rate` and `val_accuracy`.
+    """
+    ax = new_axes(ax)
+    ends = []
+    arms_ = table.groupby("arm", sort=False, observed=True)
+    for (name, rows), colour in zip(arms_, colours(arms_.ngroups), strict=True):
+        rows = rows.sort_values("rate")
+        ax.plot(rows["rate"], rows["val_accuracy"], "o-", color=colour)
+        best = rows.loc[rows["val_accuracy"].idxmax()]
+        ax.plot(best["rate"], best["val_accuracy"], "o", color=colour, markersize=12, fillstyle="none")
+        ends.append((str(name), rows["rate"].iloc[-1], rows["val_accuracy"].iloc[-1], colour))
+    ax.set(title=title, xlabel="learning rate", ylabel="validation accuracy")
+    ax.set_xscale("log")
+    label_ends(ax, ends)
+    return ax
+
+
+def courses(table: pd.DataFrame, *, title: str, ax: Axes | None = None) -> Axes:
+    """Training loss (dotted) and validation loss (solid), nats a text, against the step, one colour an arm.
+
+    `table` has the columns `arm`, `step`, `loss` and `val_loss`; a ring marks an arm's lowest validation
+    loss.
+    """
+    ax = new_axes(ax)
+    ends = []
+    arms_ = table.groupby("arm", sort=False, observed=True)
+    for (name, rows), colour in zip(arms_, colours(arms_.ngroups), strict=True):
+        rows = rows.sort_values("step")
+        ax.plot(rows["step"], rows["loss"], ":", color=colour)
+        ax.plot(rows["step"], rows["val_loss"], "-", color=colour)
+        best = rows.loc[rows["val_loss"].idxmin()]
+        ax.plot(best["step"], best["val_loss"], "o", color=colour, markersize=10, fillstyle="none")
+        ends.append((str(name), rows["step"].iloc[-1], rows["val_loss"].iloc[-1], colour))
+    ax.set(
+        title=title, xlabel="optimizer steps", ylabel="loss (nats a text): dotted training, solid validation"
+    )
+    label_ends(ax, ends)
+    return ax
+
+
 def quality_by_loss(
     table: pd.DataFrame, *, level: float, level_name: str, title: str, ax: Axes | None = None
 ) -> Axes:
