@@ -339,6 +339,12 @@ def test_the_gate_runs_everything_make_test_promises():
     assert {"-n", "-W", "--keep-going"} <= set(build)
 
 
+def test_contributing_names_the_stages_and_their_budgets():
+    rows = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| `")]
+    told = {name.strip(" `"): budget.split()[0] for _, name, _, budget, _ in (row.split("|") for row in rows)}
+    assert told == {stage.name.split(":")[0]: str(stage.budget) for stage in gate.stages(ROOT)}
+
+
 def test_a_failing_stage_fails_the_gate():
     results = [gate.run(stage(code), 10) for code in ("", "raise SystemExit(3)")]
     assert [r.code for r in results] == [0, 3]
