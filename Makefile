@@ -32,8 +32,10 @@ lint: env ## the quick part of `make test`: ruff, ruff format, mypy
 execute: env ## run chapters from a fresh kernel, store outputs and labels
 	@$(RUN) tools/notebooks.py execute $(CHAPTERS)
 
-bench: env ## run the benchmarks: one JSON line a comparison
-	@for file in benchmarks/*.py; do test ! -e "$$file" || $(RUN) "$$file" || exit 1; done
+bench: env ## run the benchmarks, for more than an hour, and print their tables
+	@mkdir -p _build && : > _build/benchmarks.jsonl
+	@for file in benchmarks/*.py; do echo "$$file" && $(RUN) "$$file" >> _build/benchmarks.jsonl || exit 1; done
+	@$(RUN) -m benchmarks.shared.tabulate _build/benchmarks.jsonl
 
 text: env ## write the chapters as text, to edit them, in book/text
 	@$(RUN) tools/notebooks.py text $(CHAPTERS)

@@ -8,7 +8,6 @@ Both run ``helpers.pretrain_cli`` with the same arguments; repeats alternate. Pr
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -69,8 +68,9 @@ def main() -> None:
         "largest_difference_of_loss": max(abs(a["loss"] - b["loss"]) for a, b in pairs),
         "batch": options.batch,
         "repeats": options.repeats,
+        "precision": options.precision,
     }
-    print(json.dumps(line | children.machine() | {"precision": options.precision}), flush=True)
+    children.publish(line)
 
 
 if __name__ == "__main__":

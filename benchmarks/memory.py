@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import json
-
 import torch
+from shared import children
 
 from helpers import complexity, masking, models, pretrain, runtime
 from helpers.models import Size
@@ -50,7 +49,7 @@ def compare(name: str, arch: str, batch: int, seq_len: int, vocab: int, optimize
         model.config, batch=batch, seq_len=seq_len, mask_rate=MASK_RATE, optimizer=optimizer
     )
     return {
-        "benchmark": "training peak memory, predicted / measured",
+        "benchmark": "memory",
         "model": f"{arch} {name}, vocabulary {vocab}, batch {batch} x {seq_len}, {optimizer}",
         "predicted_bytes": predicted.peak,
         "measured_bytes": measured,
@@ -63,4 +62,4 @@ if __name__ == "__main__":
     for shape in SHAPES:
         for arch in models.ARCHITECTURES:
             for optimizer in ("adamw", "muon"):
-                print(json.dumps(compare(shape[0], arch, *shape[1:], optimizer)), flush=True)
+                children.publish(compare(shape[0], arch, *shape[1:], optimizer))

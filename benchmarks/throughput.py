@@ -71,7 +71,7 @@ def compare(size: str, options: argparse.Namespace) -> None:
             "vocab_size": setting.vocab_size,
             "repeats": options.repeats,
         }
-        print(json.dumps(line | children.machine()), flush=True)
+        children.publish(line)
 
 
 def table(options: argparse.Namespace) -> pd.DataFrame:

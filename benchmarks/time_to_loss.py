@@ -122,7 +122,7 @@ def compare(setting: Setting, options: argparse.Namespace) -> None:
         "batch": setting.batch,
         "vocab_size": setting.vocab_size,
     }
-    print(json.dumps(line | children.machine()), flush=True)
+    children.publish(line)
 
 
 if __name__ == "__main__":

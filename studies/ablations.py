@@ -12,24 +12,19 @@ are kept in RUNS, and skipped.
 
 from __future__ import annotations
 
-import argparse
-import json
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
-import pandas as pd
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel
 
-from helpers import data, finetune, masking, models, pretrain, runtime, training
+from helpers import data, finetune, masking, models, pretrain, training
 from helpers import tokenizer as tk
 from helpers.batches import PairMaker
 
@@ -82,15 +77,9 @@ def labelled(split: str) -> tuple[finetune.Windows, np.ndarray]:
     return finetune.cut_windows(tk.encode(corpus().tokenizer, texts[:count])), labels[:count]
 
 
-@torch.no_grad()
 def probe(encoder: PreTrainedModel) -> float:
     """Test accuracy of a linear probe of the frozen encoder."""
-    model = finetune.Classifier(encoder).eval()
-    vectors = {}
-    for split in PROBE:
-        windows, _ = labelled(split)
-        parts = [model.features(windows.take(rows)) for rows in torch.arange(len(windows)).split(64)]
-        vectors[split] = torch.cat(parts).float().numpy()
+    vectors = {split: common.features(encoder, labelled(split)[0]) for split in PROBE}
     answers = {split: labelled(split)[1] for split in PROBE}
     tried = [
         make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
@@ -102,12 +91,14 @@ def probe(encoder: PreTrainedModel) -> float:
     return float(best.score(vectors["test"], answers["test"]))
 
 
-def one(name: str, seed: int, runs: Path) -> dict[str, Any]:
+def one(name: str, seed: int, runs: Path) -> common.Row:
     """One run's row; read from ``runs`` when it is there."""
     path = runs / f"{name.replace(' ', '_').replace('%', 'percent')}-{seed}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    torch.set_num_threads(1)
+    return common.kept(path, lambda: run(name, seed))
+
+
+def run(name: str, seed: int) -> common.Row:
+    """Train and judge one arm."""
     arm = ARMS[name]
     config = replace(arm.config, seed=seed)
     model = models.build(
@@ -128,7 +119,7 @@ def one(name: str, seed: int, runs: Path) -> dict[str, Any]:
     model.eval()
     judged = {rate: pretrain.evaluator(corpus(), replace(config, mask_rate=rate))(model) for rate in JUDGES}
     asked = pretrain.evaluator(corpus(), config, pairs=arm.pairs)(model)["nsp_accuracy"]
-    row = {
+    return {
         "arm": name,
         "seed": seed,
         "size": str(config.size),
@@ -142,33 +133,18 @@ def one(name: str, seed: int, runs: Path) -> dict[str, Any]:
         "probe_accuracy": probe(model.bert),
         "unigram_entropy": corpus().unigram_entropy,
         "seconds": round(history.seconds, 1),
-        "device": runtime.cpu_name(),
-        "precision": history.precision,
-        "torch": runtime.versions()["torch"],
-        "commit": runtime.commit(),
+        **common.provenance(history.precision),
     }
-    with runtime.write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(row))
-    return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = common.parser(__doc__, workers=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    options.runs.mkdir(parents=True, exist_ok=True)
     corpus()  # trained and cached once, before the workers ask for it
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(one, name, seed, options.runs) for seed in range(options.seeds) for name in ARMS]
-        rows = [job.result() for job in jobs]
-    table = pd.DataFrame(rows).sort_values(["arm", "seed"])
-    with runtime.write_atomically(options.output) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    jobs = [(name, seed, options.runs) for seed in range(options.seeds) for name in ARMS]
+    rows = common.in_processes(one, jobs, options.workers)
+    common.write(rows, options.output, by=["arm", "seed"])
 
 
 if __name__ == "__main__":

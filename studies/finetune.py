@@ -12,18 +12,13 @@ Finished runs are kept in RUNS, and skipped.
 
 from __future__ import annotations
 
-import argparse
-import json
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
-import pandas as pd
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -81,13 +76,9 @@ def cut(folder: Path, task: str, texts: list[str]) -> ft.Windows:
     return ft.cut_windows(tk.encode(tk.load(folder), texts), seq_len=seq_len, windows=windows)
 
 
-@torch.no_grad()
 def features(folder: Path, task: str, start: str, seed: int, texts: list[str]) -> np.ndarray:
     """The frozen encoder's vector of each text, (n, H)."""
-    model, windows = ft.Classifier(encoder_of(folder, start, seed)).eval(), cut(folder, task, texts)
-    return torch.cat(
-        [model.features(windows.take(rows)) for rows in torch.arange(len(windows)).split(64)]
-    ).numpy()
+    return common.features(encoder_of(folder, start, seed), cut(folder, task, texts))
 
 
 @cache
@@ -137,11 +128,14 @@ def tune(
     }
 
 
-def one(folder: Path, runs: Path, setting: Setting, knob: float, seed: int) -> dict[str, Any]:
+def one(folder: Path, runs: Path, setting: Setting, knob: float, seed: int) -> common.Row:
     """One run's row; read from ``runs`` when it is there."""
     name = f"{setting.task}-{setting.start}-{setting.labels}-{setting.steps}-{knob:g}-{seed}.json"
-    if (path := runs / name).exists():
-        return json.loads(path.read_text())
+    return common.kept(runs / name, lambda: run(folder, setting, knob, seed))
+
+
+def run(folder: Path, setting: Setting, knob: float, seed: int) -> common.Row:
+    """Train one classifier and judge it on both held-out splits."""
     guesses, how = (tune if setting.steps else probe)(folder, setting, knob, seed)
     row = {
         "task": setting.task,
@@ -155,14 +149,11 @@ def one(folder: Path, runs: Path, setting: Setting, knob: float, seed: int) -> d
         truth = reviews_of(setting.task).labelled(split)[1][: HELD_OUT[split]]
         measured = ft.scores(truth, guesses[split])
         row |= {prefix + name: value for name, value in measured.items() if not prefix or name == "accuracy"}
-    with runtime.write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(row | how))
     return row | how
 
 
-def family(folder: Path, runs: Path, setting: Setting) -> list[dict[str, Any]]:
+def family(folder: Path, runs: Path, setting: Setting) -> list[common.Row]:
     """The runs of one setting: the grid with the first seed, then the chosen value with the others."""
-    torch.set_num_threads(1)
     seeds = SEEDS[setting.task]
     grid = [one(folder, runs, setting, knob, seeds[0]) for knob in setting.knobs]
     best = max(grid, key=lambda row: row["val_accuracy"])["knob"]
@@ -171,22 +162,11 @@ def family(folder: Path, runs: Path, setting: Setting) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
-    options.runs.mkdir(parents=True, exist_ok=True)
+    options = common.parser(__doc__, model=True, workers=True).parse_args()
     settings = [Setting(*entry, start) for entry in PLAN for start in STARTS]
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(family, options.model, options.runs, setting) for setting in settings]
-        rows = [row for job in jobs for row in job.result()]
-    table = pd.DataFrame(rows).sort_values(["task", "start", "labels", "steps", "knob", "seed"])
-    with runtime.write_atomically(options.output) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    jobs = [(options.model, options.runs, setting) for setting in settings]
+    rows = [row for made in common.in_processes(family, jobs, options.workers) for row in made]
+    common.write(rows, options.output, by=["task", "start", "labels", "steps", "knob", "seed"])
 
 
 if __name__ == "__main__":

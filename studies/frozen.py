@@ -2,31 +2,27 @@
 
     python studies/frozen.py --models RUNS --runs FOLDER --output book/results/frozen.csv
 
-RUNS is the folder of the sweep, where each run has its model; which of them are read says the ladder's table
-(seed 0, pre-norm). Every encoder is frozen;
-logistic regression on its mean-pooled states learns from 100, 400 or 1,600 labelled reviews, three draws of
-each, its strength chosen on the validation split. The last encoder is MiniLM, 6 layers of width 384, trained
-elsewhere on far more text (extra `minilm`). Finished encoders are kept in FOLDER, and skipped.
+RUNS is the folder of the sweep, where each run has its model; the ladder's table says which of them are read
+(seed 0, pre-norm). Every encoder is frozen; logistic regression on its mean-pooled states learns from 100,
+400 or 1,600 labelled reviews, three draws of each, its strength chosen on the validation split. The last
+encoder is MiniLM, 6 layers of width 384, trained elsewhere on far more text (extra `minilm`). Finished
+encoders are kept in FOLDER, and skipped.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers import data, finetune, minilm, models, runtime
+from helpers import data, finetune, minilm, models
 from helpers import tokenizer as tk
 
 LABELS = (100, 400, 1600)
@@ -51,7 +47,6 @@ def tables() -> dict[str, tuple[list[str], np.ndarray]]:
     }
 
 
-@torch.no_grad()
 def vectors(folder: Path | None, texts: list[str]) -> dict[str, np.ndarray]:
     """The frozen encoder's vector of each text, by text; None is MiniLM."""
     if folder is None:
@@ -59,18 +54,16 @@ def vectors(folder: Path | None, texts: list[str]) -> dict[str, np.ndarray]:
     else:
         encoder = models.load(folder).float().bert
         cut = finetune.cut_windows(tk.encode(tk.load(folder), texts))
-    model = finetune.Classifier(encoder).eval()
-    rows = torch.arange(len(cut)).split(32)
-    made = torch.cat([model.features(cut.take(part)) for part in rows]).numpy()
-    return dict(zip(texts, made, strict=True))
+    return dict(zip(texts, common.features(encoder, cut, batch=32), strict=True))
 
 
-def one(name: str, folder: Path | None, about: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
-    """The rows of one encoder; read from ``kept`` when they are there."""
-    path = kept / f"{name}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    torch.set_num_threads(1)
+def one(name: str, folder: Path | None, about: common.Row, runs: Path) -> list[common.Row]:
+    """The rows of one encoder; read from ``runs`` when they are there."""
+    return common.kept(runs / f"{name}.json", lambda: probes(name, folder, about))
+
+
+def probes(name: str, folder: Path | None, about: common.Row) -> list[common.Row]:
+    """A row for each draw and number of labels."""
     parts = tables()
     known = vectors(folder, sorted({text for texts, _ in parts.values() for text in texts}))
     features = {part: np.stack([known[text] for text in texts]) for part, (texts, _) in parts.items()}
@@ -92,8 +85,6 @@ def one(name: str, folder: Path | None, about: dict[str, Any], kept: Path) -> li
                 | measured
                 | about
             )
-    with runtime.write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(rows))
     return rows
 
 
@@ -121,24 +112,15 @@ def encoders(runs: Path, ladder: Path, sizes: list[str]) -> list[tuple[str, Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__, workers=True)
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--ladder", type=Path, default=Path("book/results/ladder.csv"))
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", nargs="*", default=[])
-    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    options.runs.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        chosen = encoders(options.models, options.ladder, options.sizes)
-        jobs = [pool.submit(one, *encoder, options.runs) for encoder in chosen]
-        rows = [row for job in jobs for row in job.result()]
-    table = pd.DataFrame(rows).sort_values(["params_non_embedding", "tokens", "labels", "seed"])
-    with runtime.write_atomically(options.output) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    chosen = encoders(options.models, options.ladder, options.sizes)
+    jobs = [(*encoder, options.runs) for encoder in chosen]
+    rows = [row for made in common.in_processes(one, jobs, options.workers) for row in made]
+    common.write(rows, options.output, by=["params_non_embedding", "tokens", "labels", "seed"])
 
 
 if __name__ == "__main__":

@@ -13,13 +13,11 @@ are kept in RUNS, and skipped.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+import common
 import peft
 import torch
 from torch import nn
@@ -63,7 +61,7 @@ def factorised(model: nn.Module, arm: Arm, batches: list[training.Batch], seed: 
     return smaller
 
 
-def mlm(folder: Path, arm: Arm, rate: float, seed: int) -> dict[str, Any]:
+def mlm(folder: Path, arm: Arm, rate: float, seed: int) -> common.Row:
     """Loss of the shipped model, factorised, before and after training."""
     corpus, base = pretrain.load_corpus(), models.load(folder).float()
     config = pretrain.PretrainConfig(models.size_of(base), seed=seed, next_sentence=False, lr=rate, **MLM)
@@ -99,7 +97,7 @@ def adapted(folder: Path, arm: Arm) -> nn.Module:
     return peft.get_peft_model(model, config)
 
 
-def lora(folder: Path, arm: Arm, rate: float, seed: int) -> dict[str, Any]:
+def lora(folder: Path, arm: Arm, rate: float, seed: int) -> common.Row:
     """Accuracy of adapters, trained as studies/finetune.py trains all weights."""
     tokenizer, reviews = tk.load(folder), data.reviews("rotten_tomatoes")
 
@@ -108,20 +106,16 @@ def lora(folder: Path, arm: Arm, rate: float, seed: int) -> dict[str, Any]:
 
     texts, labels = data.take_labelled(reviews, LABELS, seed=seed)
     windows, target = cut(texts), torch.from_numpy(labels)
-    config = ft.FinetuneConfig(epochs=0, min_steps=STEPS, lr_adam=rate, seed=seed)
+    optimizer = "adamw" if arm[1] else "muon"
+    config = ft.FinetuneConfig(epochs=0, min_steps=STEPS, optimizer=optimizer, lr_adam=rate, seed=seed)
 
     def batch_of(step: int) -> training.Batch:
         rows = ft.rows_of_step(LABELS, config, step)
         return windows.take(rows) | {"labels": target[rows]}
 
-    settings = training.TrainConfig(
-        steps=STEPS, optimizer="adamw" if arm[1] else "muon", lr=config.lr, lr_adam=rate,
-        weight_decay=config.weight_decay, warmup=STEPS // 10, decay=STEPS - STEPS // 10, seed=seed,
-        compile=False,
-    )  # fmt: skip
     model = adapted(folder, arm)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    history = training.train(model, batch_of, ft.loss, settings, progress=False)
+    history = training.train(model, batch_of, ft.loss, config.training(LABELS), progress=False)
     accuracy = {}
     for split, count in HELD_OUT.items():
         held, truth = reviews.labelled(split)
@@ -138,27 +132,22 @@ def lora(folder: Path, arm: Arm, rate: float, seed: int) -> dict[str, Any]:
     }
 
 
-def one(folder: Path, runs: Path, task: str, arm: Arm, rate: float, seed: int) -> dict[str, Any]:
+TASKS: dict[str, Callable[..., common.Row]] = {"mlm": mlm, "lora": lora}
+
+
+def one(folder: Path, runs: Path, task: str, arm: Arm, rate: float, seed: int) -> common.Row:
     """One run's row; read from ``runs`` when it is there."""
-    path = runs / f"{task}-{arm[0].replace(' ', '_')}-{arm[1]}-{rate:g}-{seed}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    run: Callable[..., dict[str, Any]] = {"mlm": mlm, "lora": lora}[task]
-    row = {"task": task, "method": arm[0], "rank": arm[1], "rate": rate, "seed": seed}
-    row |= run(folder, arm, rate, seed)
-    row |= {
-        "device": runtime.cpu_name(),
-        "precision": runtime.precision(),
-        "torch": runtime.versions()["torch"],
-        "commit": runtime.commit(),
-    }
-    with runtime.write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(row))
-    print(json.dumps(row), flush=True)
-    return row
+
+    def run() -> common.Row:
+        row = {"task": task, "method": arm[0], "rank": arm[1], "rate": rate, "seed": seed}
+        row |= TASKS[task](folder, arm, rate, seed) | common.provenance()
+        print(json.dumps(row), flush=True)
+        return row
+
+    return common.kept(runs / f"{task}-{arm[0].replace(' ', '_')}-{arm[1]}-{rate:g}-{seed}.json", run)
 
 
-def family(folder: Path, runs: Path, task: str, seeds: range) -> Iterator[dict[str, Any]]:
+def family(folder: Path, runs: Path, task: str, seeds: range) -> Iterator[common.Row]:
     """All rows of a task: rates are tried with the first seed, and the chosen one runs with every seed."""
     chosen: dict[str, float] = {}
     for arm in sorted(ARMS[task], key=lambda arm: arm[1] != MIDDLE):
@@ -173,7 +162,7 @@ def family(folder: Path, runs: Path, task: str, seeds: range) -> Iterator[dict[s
             yield one(folder, runs, task, arm, chosen[kind], seed) | {"chosen": True}
 
 
-def choose(task: str, tried: list[dict[str, Any]]) -> float:
+def choose(task: str, tried: list[common.Row]) -> float:
     """The rate of the best validation accuracy; or the lowest rate whose loss is within a standard error of
     the lowest loss.
     """
@@ -185,25 +174,17 @@ def choose(task: str, tried: list[dict[str, Any]]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = common.parser(__doc__, model=True)
     parser.add_argument("--tasks", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=4, help="at most so many seeds an arm")
     options = parser.parse_args()
-    options.runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     rows = [
         row
         for task in options.tasks
         for row in family(options.model, options.runs, task, SEEDS[task][: options.seeds])
     ]
-    table = pd.DataFrame(rows).sort_values(["task", "method", "rank", "rate", "seed"])
-    with runtime.write_atomically(options.output) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    common.write(rows, options.output, by=["task", "method", "rank", "rate", "seed"])
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ skipped; `--only` makes one setting, to divide the work.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+import common
 
 from helpers import models, ner, runtime
 from helpers import tokenizer as tk
@@ -64,7 +62,7 @@ def measured(predicted: dict[str, list[list[str]]]) -> dict[str, float]:
     return row | {f"f1_{kind}": ner.score(test, predicted["test"], kind=kind).f1 for kind in ner.TYPES}
 
 
-def baselines() -> list[dict[str, Any]]:
+def baselines() -> list[common.Row]:
     """The rows of the two rules that need no training."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for words, tags in zip(corpus()["train"].words, corpus()["train"].tags, strict=True):
@@ -79,12 +77,15 @@ def baselines() -> list[dict[str, Any]]:
     return rows
 
 
-def one(folder: Path, runs: Path, setting: Setting, rate: float, seed: int) -> dict[str, Any]:
+def one(folder: Path, runs: Path, setting: Setting, rate: float, seed: int) -> common.Row:
     """One run's row; read from ``runs`` when it is there."""
-    sentences, steps = PLAN[setting.plan]
     path = runs / f"{setting.plan}-{setting.start}-{rate:g}-{seed}.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    return common.kept(path, lambda: run(folder, setting, rate, seed, path.with_suffix(".tags.json")))
+
+
+def run(folder: Path, setting: Setting, rate: float, seed: int, tags: Path) -> common.Row:
+    """Train one tagger and judge it; the tags of the test part are written to ``tags``."""
+    sentences, steps = PLAN[setting.plan]
     model = models.load(folder).float()
     if setting.start == "scratch":
         vocabulary = model.config.vocab_size
@@ -96,14 +97,12 @@ def one(folder: Path, runs: Path, setting: Setting, rate: float, seed: int) -> d
     predicted = {s: ner.predict(trained.model, rows_of(folder, s)) for s in ("validation", "test")}
     row = {"start": setting.start, "sentences": sentences, "steps": steps, "rate": rate, "seed": seed}
     row |= measured(predicted) | {"optimizer": "muon", "seconds": round(trained.history.seconds, 1)}
-    with runtime.write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(row))
-    with runtime.write_atomically(path.with_suffix(".tags.json")) as temporary:
+    with runtime.write_atomically(tags) as temporary:
         temporary.write_text(json.dumps(predicted["test"]))
     return row
 
 
-def family(folder: Path, runs: Path, setting: Setting) -> list[dict[str, Any]]:
+def family(folder: Path, runs: Path, setting: Setting) -> list[common.Row]:
     """The runs of one setting: both rates with the first seed, then the chosen one with the others."""
     grid = [one(folder, runs, setting, rate, SEEDS[0]) for rate in RATES]
     best = max(grid, key=lambda row: row["val_f1"])["rate"]
@@ -112,24 +111,16 @@ def family(folder: Path, runs: Path, setting: Setting) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = common.parser(__doc__, model=True)
     parser.add_argument("--only", choices=[f"{plan} {start}" for plan in PLAN for start in STARTS])
     options = parser.parse_args()
-    options.runs.mkdir(parents=True, exist_ok=True)
     settings = [Setting(plan, start) for plan in PLAN for start in STARTS]
     wanted = [s for s in settings if options.only in (None, f"{s.plan} {s.start}")]
     rows = [row for setting in wanted for row in family(options.model, options.runs, setting)]
     if options.only:
         return
-    columns = ["start", "sentences", "steps", "rate", "seed"]
-    table = pd.DataFrame(baselines() + rows).sort_values(columns)
-    with runtime.write_atomically(options.output) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    by = ["start", "sentences", "steps", "rate", "seed"]
+    common.write(baselines() + rows, options.output, by)
 
 
 if __name__ == "__main__":

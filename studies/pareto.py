@@ -14,13 +14,13 @@ all of them in turns, in processor time of one thread: what other programs take 
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import pandas as pd
 import torch
@@ -104,13 +104,6 @@ def held_out(folder: Path) -> tuple[ft.Windows, np.ndarray]:
     return cut(folder, texts[:TEXTS]), labels[:TEXTS]
 
 
-def rows_of(texts: int, seed: int, step: int) -> torch.Tensor:
-    """Which texts a step reads: epochs in random order, one after the other."""
-    epoch, place = divmod(step * BATCH, texts)
-    orders = [torch.randperm(texts, generator=runtime.generator(seed, epoch + i, 3)) for i in range(2)]
-    return torch.cat(orders)[place : place + BATCH]
-
-
 def prepared(folder: Path, arm: Arm, seed: int) -> nn.Module:
     """The classifier of an arm before its training."""
     base: Any = models.load(folder).float()
@@ -148,19 +141,17 @@ def train(folder: Path, runs: Path, arm: Arm, seed: int) -> tuple[nn.Module, flo
     """The trained and finished model of an arm, and the seconds of its training."""
     if arm.how.startswith("int8 of "):
         return quantize.quantize(compress.load(runs / slug(arm.how[8:], seed))), 0.0
+    settings = ft.FinetuneConfig(epochs=0, min_steps=STEPS, batch=BATCH, lr_adam=RATE, seed=seed)
     windows, labels = labelled(folder, seed)
     if arm.pool == "unlabelled":
         windows = unlabelled(folder)
 
     def batch_of(step: int) -> training.Batch:
-        rows = rows_of(len(windows), seed, step)
+        rows = ft.rows_of_step(len(windows), settings, step)
         batch = windows.take(rows)
         return batch if arm.pool == "unlabelled" else batch | {"labels": labels[rows]}
 
-    config = training.TrainConfig(
-        steps=STEPS, optimizer="adamw", lr_adam=RATE, weight_decay=0.05, warmup=STEPS // 10,
-        decay=STEPS - STEPS // 10, seed=seed, compile=False,
-    )  # fmt: skip
+    config = settings.training(len(windows))
     model = prepared(folder, arm, seed)
     if arm.recipe is not None:
         teacher = compress.load(runs / slug("dense", seed))
@@ -179,39 +170,34 @@ def slug(name: str, seed: int) -> str:
     return "-".join([*"".join(c if c.isalnum() else " " for c in name).split(), str(seed)])
 
 
-def one(folder: Path, runs: Path, name: str, seed: int) -> dict[str, Any]:
+def one(folder: Path, runs: Path, name: str, seed: int) -> common.Row:
     """One run's row; read from its folder when it is there, which also holds the model and its answers."""
+    return common.kept(runs / slug(name, seed) / "row.json", lambda: run(folder, runs, name, seed))
+
+
+def run(folder: Path, runs: Path, name: str, seed: int) -> common.Row:
+    """Train, save and judge one arm."""
     arm, place = ARMS[name], runs / slug(name, seed)
-    if (path := place / "row.json").exists():
-        return json.loads(path.read_text())
     model, seconds = train(folder, runs, arm, seed)
     compress.save(model, place)
     windows, truth = held_out(folder)
     guess = ft.predict(model.eval(), windows)  # type: ignore[arg-type]
     np.save(place / "test.npy", guess)
-    measured = quality(guess, truth)
     dense = np.load(runs / slug("dense", seed) / "test.npy")
-    row = {
+    return {
         "name": name,
         "family": arm.family,
         "seed": seed,
         "labels": LABELS,
         "steps": STEPS,
         "texts": len(truth),
-    }
-    row |= measured | {"differs": float((dense.argmax(1) != guess.argmax(1)).mean())}
-    row |= {"density": sparsity.density(model) if sparsity.targets(model) else 1.0}
-    row |= {
+        **quality(guess, truth),
+        "differs": float((dense.argmax(1) != guess.argmax(1)).mean()),
+        "density": sparsity.density(model) if sparsity.targets(model) else 1.0,
         "packed_bytes": storage.stored_bytes(place),
         "seconds": round(seconds, 1),
-        "device": runtime.cpu_name(),
-        "precision": runtime.precision(),
-        "torch": runtime.versions()["torch"],
-        "commit": runtime.commit(),
+        **common.provenance(),
     }
-    with runtime.write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(row))
-    return row
 
 
 def quality(guess: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -253,7 +239,7 @@ def measure(folder: Path, runs: Path, names: list[str], seed: int, repeats: int)
         temporary.write_text(json.dumps(costs))
 
 
-def write(runs: Path, rows: list[dict[str, Any]], output: Path) -> None:
+def write(runs: Path, rows: list[common.Row], output: Path) -> None:
     """The table of the runs, with the costs where they were measured."""
     table = pd.DataFrame(rows)
     if (path := runs / "costs.json").exists():
@@ -270,20 +256,14 @@ def order(name: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = common.parser(__doc__, model=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--latency", action="store_true", help="measure costs; train what is missing before")
     parser.add_argument("--repeats", type=int, default=30)
     options = parser.parse_args()
-    options.runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    rows: list[common.Row] = []
     for seed in options.seeds:
         for name in options.arms:
             rows.append(one(options.model, options.runs, name, seed))

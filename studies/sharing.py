@@ -10,15 +10,12 @@ skipped.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+import common
 import torch
 
-from helpers import complexity, models, pretrain, runtime, training
+from helpers import complexity, models, pretrain, training
 from helpers.compress import sharing
 
 # size, what is shared, groups
@@ -32,11 +29,13 @@ ARMS: dict[str, tuple[models.Size, str, int]] = {
 TOKENS = 500_000
 
 
-def one(corpus: pretrain.Corpus, arm: str, seed: int, runs: Path) -> dict[str, Any]:
+def one(corpus: pretrain.Corpus, arm: str, seed: int, runs: Path) -> common.Row:
     """One run's row; read from ``runs`` when it is there."""
-    path = runs / f"{arm.replace(', ', '-').replace(' ', '_')}-{seed}.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    return common.kept(runs / f"{arm.replace(' ', '_')}-{seed}.json", lambda: run(corpus, arm, seed))
+
+
+def run(corpus: pretrain.Corpus, arm: str, seed: int) -> common.Row:
+    """Train and judge one arm."""
     size, what, groups = ARMS[arm]
     config = pretrain.PretrainConfig(size, tokens=TOKENS, seed=seed)
     model = models.build(size, vocab_size=corpus.vocab_size, max_positions=config.seq_len, seed=seed)
@@ -53,7 +52,7 @@ def one(corpus: pretrain.Corpus, arm: str, seed: int, runs: Path) -> dict[str, A
     flops = complexity.training_flops(
         model.config, seq_len=config.seq_len, tokens=tokens, mask_rate=config.mask_rate
     )
-    row = {
+    return {
         "arm": arm,
         "layers": size.layers,
         "hidden": size.hidden,
@@ -70,31 +69,18 @@ def one(corpus: pretrain.Corpus, arm: str, seed: int, runs: Path) -> dict[str, A
         "mlm_loss_se": history.final["mlm_loss_se"],
         "unigram_entropy": corpus.unigram_entropy,
         "seconds": round(history.seconds, 1),
-        "device": runtime.cpu_name(),
-        "precision": history.precision,
-        "torch": runtime.versions()["torch"],
-        "commit": runtime.commit(),
+        **common.provenance(history.precision),
     }
-    with runtime.write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(row))
-    return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = common.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    options.runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     corpus = pretrain.load_corpus()
     rows = [one(corpus, arm, seed, options.runs) for seed in range(options.seeds) for arm in ARMS]
-    table = pd.DataFrame(rows).sort_values(["arm", "seed"])
-    with runtime.write_atomically(options.output) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    common.write(rows, options.output, by=["arm", "seed"])
 
 
 if __name__ == "__main__":

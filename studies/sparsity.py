@@ -11,13 +11,10 @@ not pruned. Finished runs are kept in RUNS, and skipped.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+import common
 import torch
 from torch import nn
 
@@ -66,7 +63,7 @@ def train(model, arm: Arm, batch_of, loss_of, config: training.TrainConfig) -> n
     return sparsity.finish(model) if gradual or "then tuned" in arm[0] else model
 
 
-def mlm(folder: Path, arm: Arm, seed: int) -> dict[str, Any]:
+def mlm(folder: Path, arm: Arm, seed: int) -> common.Row:
     """Loss of the shipped model after pruning and tuning."""
     corpus, base = pretrain.load_corpus(), models.load(folder).float()
     config = pretrain.PretrainConfig(models.size_of(base), seed=seed, next_sentence=False, **MLM)
@@ -84,7 +81,7 @@ def mlm(folder: Path, arm: Arm, seed: int) -> dict[str, Any]:
     }
 
 
-def sentiment(folder: Path, arm: Arm, seed: int) -> dict[str, Any]:
+def sentiment(folder: Path, arm: Arm, seed: int) -> common.Row:
     """Test accuracy of a classifier that is pruned while it is fine-tuned."""
     tokenizer, reviews, base = tk.load(folder), data.reviews("imdb"), models.load(folder).float()
     config = ft.FinetuneConfig(seed=seed, epochs=4, min_steps=100)
@@ -93,24 +90,21 @@ def sentiment(folder: Path, arm: Arm, seed: int) -> dict[str, Any]:
         return ft.cut_windows(tk.encode(tokenizer, texts), seq_len=64, windows=1)
 
     texts, labels = data.take_labelled(reviews, ROWS, seed=seed)
-    windows, target, steps = cut(texts), torch.from_numpy(labels), config.steps(ROWS)
+    windows, target = cut(texts), torch.from_numpy(labels)
     masking.check_ids(windows.input_ids, base.config.vocab_size)
 
     def batch_of(step: int) -> training.Batch:
         rows = ft.rows_of_step(ROWS, config, step)
         return windows.take(rows) | {"labels": target[rows]}
 
-    settings = training.TrainConfig(
-        steps=steps, optimizer="adamw", lr_adam=config.lr_adam, weight_decay=config.weight_decay,
-        warmup=steps // 10, decay=steps - steps // 10, seed=seed, compile=False,
-    )  # fmt: skip
-    model = train(prepared(ft.Classifier(base.bert), arm, [], ft.loss), arm, batch_of, ft.loss, settings)
+    model = prepared(ft.Classifier(base.bert), arm, [], ft.loss)
+    model = train(model, arm, batch_of, ft.loss, config.training(ROWS))
     held, truth = reviews.labelled("test")
     measured = ft.scores(truth, ft.predict(model, cut(held)))
     return {
         "density": sparsity.density(model),
         "encoder_nonzero": nonzero(model),
-        "steps": steps,
+        "steps": config.steps(ROWS),
         "quality": measured["accuracy"],
         "quality_se": (measured["accuracy"] * (1 - measured["accuracy"]) / len(truth)) ** 0.5,
     }
@@ -121,40 +115,27 @@ def nonzero(model: nn.Module) -> int:
     return sum(int(torch.count_nonzero(layer.weight)) for layer in sparsity.targets(model).values())
 
 
-def one(folder: Path, runs: Path, task: str, arm: Arm, seed: int) -> dict[str, Any]:
+def one(folder: Path, runs: Path, task: str, arm: Arm, seed: int) -> common.Row:
     """One run's row; read from ``runs`` when it is there."""
     name = "-".join(
         (task, *"".join(c if c.isalnum() else " " for c in arm[0]).split(), f"{arm[1]:g}", str(seed))
     )
-    path = runs / f"{name}.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    return common.kept(runs / f"{name}.json", lambda: run(folder, task, arm, seed))
+
+
+def run(folder: Path, task: str, arm: Arm, seed: int) -> common.Row:
+    """Train and judge one arm of a task."""
     with runtime.timer() as clock:
         measured = (mlm if task == "mlm" else sentiment)(folder, arm, seed)
     row = {"task": task, "method": arm[0], "asked": arm[1], "seed": seed} | measured
-    row |= {
-        "seconds": round(clock.seconds, 1),
-        "device": runtime.cpu_name(),
-        "precision": runtime.precision(),
-        "torch": runtime.versions()["torch"],
-        "commit": runtime.commit(),
-    }
-    with runtime.write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(row))
-    return row
+    return row | {"seconds": round(clock.seconds, 1)} | common.provenance()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = common.parser(__doc__, model=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", choices=list(DENSITIES), default=list(DENSITIES))
     options = parser.parse_args()
-    options.runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     rows = [
         one(options.model, options.runs, task, arm, seed)
@@ -162,9 +143,7 @@ def main() -> None:
         for task in options.tasks
         for arm in arms(task)
     ]
-    table = pd.DataFrame(rows).sort_values(["task", "method", "asked", "seed"])
-    with runtime.write_atomically(options.output) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    common.write(rows, options.output, by=["task", "method", "asked", "seed"])
 
 
 if __name__ == "__main__":

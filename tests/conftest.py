@@ -1,7 +1,9 @@
 """What several test files share: a small synthetic corpus, and settings for a run of seconds."""
 
+import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from helpers import data, models, pretrain
 
+matplotlib.use("Agg")  # figures without a screen
 GOOD, BAD = ("lovely", "superb", "moving"), ("dull", "clumsy", "tedious")
 PLAIN = tuple(
     f"{first}{last}" for first in ("ba", "ke", "mo", "ti", "zu") for last in ("lan", "rek", "sot", "vim")
@@ -39,6 +42,14 @@ def corpus(reviews: data.Reviews, tmp_path_factory: pytest.TempPathFactory) -> p
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HELPERS_CACHE", str(tmp_path_factory.mktemp("cache")))
         return pretrain.load_corpus(reviews, vocab_size=200, seq_len=16)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    """No test leaves a figure to the next one."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
 
 
 @pytest.fixture

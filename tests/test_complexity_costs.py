@@ -4,7 +4,6 @@ import os
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -367,4 +366,3 @@ def test_the_figures_of_costs_draw_what_they_are_given():
     for ax in drawn:
         assert ax.get_title(loc="left") == "t" or ax.get_title() == "t"
         ax.figure.canvas.draw()
-        plt.close(ax.figure)

@@ -93,9 +93,11 @@ import json, sys
 from pathlib import Path
 import numpy as np, torch
 from safetensors.torch import save_model
-from helpers import corpus, distribution, masking, models, pretrain, training
+from helpers import checkpoints, corpus, distribution, masking, models, pretrain, training
 
 torch.set_num_threads(1)
+write, written = checkpoints.write, []
+checkpoints.write = lambda *arguments: written.append(1) or write(*arguments)
 folder = Path(sys.argv[1])
 setup = json.loads((folder / "setup.json").read_text())
 ids = torch.from_numpy(np.load(folder / "ids.npy"))
@@ -163,6 +165,7 @@ report["other"] = attempt(
 report["few"] = attempt(
     lambda: training.train(model(), batch_of, pretrain.losses, config, progress=False)
 )
+report["checkpoints written"] = len(written)
 (folder / f"report-{distribution.Ranks().rank}.json").write_text(json.dumps(report))
 distribution.close()
 """
@@ -285,6 +288,12 @@ def test_errors_reach_every_process(pair):
     assert reports[1]["other"].startswith("RankError: rank 0 stopped with ValueError")
 
 
+@pytest.mark.slow
+def test_the_first_process_alone_writes(pair):
+    _, reports, _ = pair
+    assert [report["checkpoints written"] > 0 for report in reports] == [True, False]
+
+
 COMMON = "--size 1x32 --tokens 4096 --seq-len 16 --batch 8 --source rotten_tomatoes --vocab-size 300 "
 COMMON += "--precision fp32 --log-every 8"
 LAUNCHERS = {
@@ -301,45 +310,40 @@ LAUNCHERS = {
 }
 
 
-def launch(name: str, folder: Path, cache: Path, extra: str = "") -> subprocess.CompletedProcess:
-    start = [*LAUNCHERS[name], str(free_port())] if LAUNCHERS[name] else []
-    command = [sys.executable, *(["-m", *start] if start else []), "-m", "helpers.pretrain_cli"]
-    return subprocess.run(
-        [*command, *COMMON.split(), *extra.split(), "--folder", str(folder)],
-        env=os.environ
-        | {
-            "PYTHONPATH": str(Path(training.__file__).parents[1]),
-            "HELPERS_CACHE": str(cache),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def launcher(name: str) -> list[str]:
+    """How to start the module or script whose name follows."""
+    port = [str(free_port())] if LAUNCHERS[name] else []
+    return [sys.executable, *(["-m"] if port else []), *LAUNCHERS[name], *port]
+
+
+def start(command: list[str], **variables: str) -> subprocess.Popen:
+    own = {"PYTHONPATH": str(Path(training.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | own | variables, **pipes)
 
 
 @pytest.mark.slow
 def test_the_same_command_runs_under_every_launcher(tmp_path):
+    def run(name: str) -> subprocess.Popen:
+        module = [*launcher(name), "-m", "helpers.pretrain_cli", *COMMON.split()]
+        return start([*module, "--folder", str(tmp_path / name)], HELPERS_CACHE=str(tmp_path / "cache"))
+
     final = {}
-    for name in LAUNCHERS:
-        done = launch(name, tmp_path / name, tmp_path / "cache")
-        assert done.returncode == 0, done.stderr
-        table = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[1:])
-        assert table["steps"] == "32" and table["processes"] == ("1" if name == "python" else "2")
-        assert done.stdout.count("mlm_loss_se") == 1  # one process alone prints
-        final[name] = float(table["mlm_loss"])
-        assert (tmp_path / name / "model" / "model.safetensors").is_file()
+    for names in (["python"], ["torchrun", "accelerate"]):  # the first fills the cache
+        for name, process in {name: run(name) for name in names}.items():
+            out, err = process.communicate(timeout=600)
+            assert process.returncode == 0, err
+            table = dict(line.split(maxsplit=1) for line in out.splitlines()[1:])
+            assert table["steps"] == "32" and table["processes"] == ("1" if name == "python" else "2")
+            assert out.count("mlm_loss_se") == 1  # one process alone prints
+            final[name] = float(table["mlm_loss"])
+            assert (tmp_path / name / "model" / "model.safetensors").is_file()
     assert final["torchrun"] == pytest.approx(final["python"], rel=1e-3)
     assert final["accelerate"] == pytest.approx(final["python"], rel=1e-3)
 
 
-@pytest.mark.slow
-def test_a_process_that_fails_ends_the_job_with_its_reason(tmp_path):
-    done = launch("torchrun", tmp_path, tmp_path / "cache", extra="--shard")
-    assert done.returncode != 0 and "Muon orthogonalises whole matrices" in done.stderr
-
-
 DYING = """
+import os, signal, sys
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from helpers import distribution, training
@@ -348,6 +352,8 @@ rank = distribution.Ranks().rank
 
 def batch_of(step):
     if rank == 1 and step == 3:
+        if sys.argv[1] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         raise RuntimeError("the disk of rank 1 is gone")
     return {"input_ids": torch.ones(4, 8)}
 
@@ -365,14 +371,10 @@ main()
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_does_not_leave_the_others_waiting(tmp_path):
+def test_a_process_that_dies_ends_the_job_with_its_reason(tmp_path):
     (tmp_path / "dying.py").write_text(DYING)
-    launcher = [sys.executable, "-m", *LAUNCHERS["torchrun"], str(free_port())]
-    done = subprocess.run(
-        [*launcher, str(tmp_path / "dying.py")],
-        env=os.environ | {"PYTHONPATH": str(Path(training.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode != 0 and "the disk of rank 1 is gone" in done.stderr
+    reasons = {"failed": "the disk of rank 1 is gone", "killed": "Signal 9 (SIGKILL) received by PID"}
+    processes = {how: start([*launcher("torchrun"), str(tmp_path / "dying.py"), how]) for how in reasons}
+    for how, process in processes.items():
+        _, err = process.communicate(timeout=300)
+        assert process.returncode != 0 and reasons[how] in err

@@ -226,6 +226,16 @@ def test_data_constrained_recovers_both_constants():
     assert fit.effective(1e8, 4e8) == pytest.approx(1e8 * (1 + 15 * (1 - np.exp(-3 / 15))), rel=1e-3)
 
 
+def test_data_constrained_reads_one_size_without_a_size_term():
+    _, U, D, _ = repeated()
+    curve = laws.Law(E=2.0, A=0.0, B=400.0, alpha=1.0, beta=0.35)
+    L = curve.predict(1e5, laws.effective(U, D, 25.0))
+    fit = laws.fit_data_constrained(np.full_like(U, 1e5), U, D, L, curve, hold_N=np.inf)
+    assert fit.R_D == pytest.approx(25, rel=1e-3)
+    interval = fit.profile("R_D", np.geomspace(2, 500, 100)).interval
+    assert interval == pytest.approx((25, 25), rel=0.1)  # exact data: a narrow valley
+
+
 def test_effective_data_at_its_limits():
     assert laws.effective(1e6, 1e6, 15.0) == 1e6
     assert laws.effective(1e6, 7e6, np.inf) == 7e6

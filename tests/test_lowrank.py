@@ -2,7 +2,6 @@
 
 import copy
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +13,6 @@ from helpers.compress import lowrank, sharing, sparsity, storage
 from helpers.compress.spectra import Spectrum
 from helpers.finetune import Classifier
 
-matplotlib.use("Agg")
 IDS = torch.randint(5, 300, (2, 16), generator=torch.Generator().manual_seed(0))
 ARCHS = pytest.mark.parametrize("arch", sorted(models.ARCHITECTURES))
 
@@ -295,4 +293,3 @@ def test_figures_draw_what_they_are_given():
     )
     assert ax.lines[0].get_xydata().tolist() == [[4, 2], [8, 1]]
     assert {"a", "b", "dense", "break-even"} == {t.get_text() for t in ax.texts}
-    matplotlib.pyplot.close("all")

@@ -3,10 +3,6 @@
 import io
 import itertools
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,12 +11,6 @@ from PIL import Image
 
 from helpers import laws, plots
 from helpers.plots import canvas
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
@@ -75,13 +65,9 @@ def test_loss_curves_draw_further_levels():
     assert dashed == [6.4, 6.0]
 
 
-def test_the_other_figures_draw_what_they_are_given(runs, fit):
-    low, high = np.full(16, 4.0), np.full(16, 7.0)
-    loss = runs["mlm_loss"]
-    plots.predicted_measured(loss, loss, title="t", interval=(low, high))
+def test_the_other_figures_draw_what_they_are_given(fit):
     ax = plots.predictions(list("abcd"), [5, 5, 4, 4], ([4] * 4, [6] * 4), [5, 5, 4, 7], title="t")
     assert [tick.get_text() for tick in ax.get_yticklabels()] == list("abcd")
-    plots.residuals(runs["tokens"], fit.residuals, ["a", "b"] * 8, title="t", xlabel="tokens")
     ax = plots.profile(fit.profile(np.linspace(0, 2.5, 9)), title="t")
     assert ax.get_ylim()[1] > 3.8 and "E" in ax.get_xlabel()
     ax = plots.bars(
@@ -110,6 +96,21 @@ def test_quality_by_loss_has_a_line_a_size_and_the_level():
     assert ax.xaxis_inverted() and len(ax.containers) == 2
 
 
+def test_sweeps_and_courses_ring_the_best_of_each_arm():
+    arms = ["full"] * 3 + ["lora"] * 3
+    table = pd.DataFrame({"arm": arms, "rate": [1e-3, 1e-2, 1e-1] * 2, "step": [10, 20, 30] * 2})
+    table = table.assign(
+        val_accuracy=[0.6, 0.7, 0.5, 0.6, 0.61, 0.65],
+        loss=[0.6, 0.4, 0.2, 0.6, 0.6, 0.5],
+        val_loss=[0.6, 0.5, 0.9, 0.7, 0.6, 0.55],
+    )
+    for draw, expected in ((plots.rate_sweep, [1e-2, 1e-1]), (plots.courses, [20, 30])):
+        ax = draw(table, title="t")
+        rings = [line for line in ax.lines if line.get_fillstyle() == "none"]
+        assert [line.get_xdata()[0] for line in rings] == expected
+        assert {"full", "lora"} <= texts(ax)
+
+
 def test_label_curve_shifts_the_arms_apart():
     table = pd.DataFrame(
         {
@@ -120,7 +121,7 @@ def test_label_curve_shifts_the_arms_apart():
     ).assign(low=lambda t: t["accuracy"] - 0.02, high=lambda t: t["accuracy"] + 0.02)
     ax = plots.label_curve(table, title="t")
     assert {"pre-trained", "from scratch"} <= texts(ax) and ax.get_ylabel() == "accuracy"
-    first, second = (container.lines[0].get_xdata()[0] for container in ax.containers)
+    first, second = (line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o")
     assert first != second
 
 

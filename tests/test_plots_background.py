@@ -1,21 +1,10 @@
 """Figures of chapter 1: what is drawn is what was given."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from helpers.plots import background
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def test_attention_map_names_both_axes_and_wants_a_word_each():

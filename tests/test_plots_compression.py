@@ -1,20 +1,8 @@
 """The figures of compression: every point drawn where its numbers say, names and levels present."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pandas as pd
-import pytest
 
 from helpers.plots import compression
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def texts(ax):

@@ -272,7 +272,7 @@ def test_the_command_line_runs_collects_and_plans(here, tmp_path, capsys):
     assert pd.read_csv(logs).groupby("run_id", sort=False)["step"].last().tolist() == [8, 16]
     sweep.main(["plan", str(path), "--workers", "2"])
     assert "1x32" in (out := capsys.readouterr().out) and "hours with 2 at once" in out
-    for wrong in (["collect", str(path)], ["plan", str(path), "--output", "x"]):
+    for wrong in (["collect", str(path)], ["plan", str(path), "--folder", "x"]):
         with pytest.raises(SystemExit):
             sweep.main(wrong)
 

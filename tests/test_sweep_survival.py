@@ -15,7 +15,10 @@ from helpers import runtime, sweep
 
 SCRIPT = Path(__file__).with_name("survival.py")
 MEASURED = ["seconds", "tokens_per_second"]
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes as POSIX systems do")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes as POSIX systems do"),
+]
 
 
 def rows_after(engine: str, folder: Path) -> tuple[dict, pd.DataFrame]:

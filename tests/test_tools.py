@@ -249,6 +249,19 @@ def test_chapters_are_found_by_many_names(tree, name):
     assert chapters.find([name], tree) == [chapter(tree)]
 
 
+def test_a_number_finds_every_page_of_its_chapter(tree):
+    other = chapter(tree).with_name("07_second_page.ipynb")
+    other.write_bytes(chapter(tree).read_bytes())
+    assert chapters.find(["7"], tree) == [chapter(tree), other]
+    assert chapters.find([other.stem], tree) == [other]
+
+
+def test_the_plan_is_in_the_order_of_its_files():
+    stems = [planned.stem for planned in chapters.PLAN]
+    assert stems == sorted(set(stems))
+    assert sorted({planned.number for planned in chapters.PLAN}) == list(range(1, 13))
+
+
 def test_an_unknown_chapter_is_an_error(tree):
     with pytest.raises(ValueError, match="no chapter '9'"):
         chapters.find(["9"], tree)
@@ -319,9 +332,17 @@ def stage(code: str, **changes) -> gate.Stage:
 def test_the_gate_runs_everything_make_test_promises():
     names = [s.name for s in gate.stages(ROOT)]
     written = [f"chapters: {path.name}" for path in chapters.find([], ROOT)]
-    assert names == ["lint", "format", "types", "unit", *written, "build"]
+    assert names == ["lint", "format", "types", "unit", "slow", *written, "build"]
+    marked = [gate.chosen([name], ROOT)[0].command[-1] for name in ("unit", "slow")]
+    assert marked == ["not slow", "slow"]  # together, every test
     build = gate.stages(ROOT)[-1].command
     assert {"-n", "-W", "--keep-going"} <= set(build)
+
+
+def test_contributing_names_the_stages_and_their_budgets():
+    rows = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| `")]
+    told = {name.strip(" `"): budget.split()[0] for _, name, _, budget, _ in (row.split("|") for row in rows)}
+    assert told == {stage.name.split(":")[0]: str(stage.budget) for stage in gate.stages(ROOT)}
 
 
 def test_a_failing_stage_fails_the_gate():

@@ -43,7 +43,7 @@ else:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One chapter of the plan, written or not."""
+    """One page of the plan, written or not; a chapter is one page, or a few of one number."""
 
     number: int
     name: str
@@ -58,29 +58,37 @@ class Chapter:
         return root / "book" / f"{self.stem}.ipynb"
 
 
-PLAN = tuple(
-    Chapter(number, *words)
-    for number, words in enumerate(
-        (
-            ("background", "Background", "What does pre-training buy, and what does scalable mean?"),
-            ("complexity", "Complexity", "How many parameters, FLOPs, bytes and seconds does a model need?"),
-            ("sharing", "Weight sharing", "What does a model save by using a weight more than once?"),
-            ("sparsity", "Sparse connections", "When does leaving weights out save time as well as memory?"),
-            ("lowrank", "Low rank", "How much of a weight matrix can a product of two thin ones replace?"),
-            ("distillation", "Distillation", "What does a small model learn from a large one?"),
-            (
-                "pretraining",
-                "Pre-training BERT",
-                "Can you pre-train a BERT in minutes, and what must be right for it?",
-            ),
-            ("finetuning", "Fine-tuning", "When does a pre-trained model beat one trained from scratch?"),
-            ("study", "A scaling study", "How do you plan a grid of runs that a law can be fitted to?"),
-            ("fitting_laws", "Fitting laws", "Which law do the runs follow, and how sure can you be?"),
-            ("published_laws", "Published laws", "What is in the published fits, and why do they disagree?"),
-            ("planning", "Planning", "Which model and how much data should a budget buy?"),
-        ),
-        start=1,
-    )
+# A chapter too long for one page has several: pages of one number follow each other by name, as files do.
+PLAN = (
+    Chapter(1, "background", "Background", "What does pre-training buy, and what does scalable mean?"),
+    Chapter(
+        2, "complexity", "Complexity", "How many parameters, FLOPs, bytes and seconds does a model need?"
+    ),
+    Chapter(3, "sharing", "Weight sharing", "What does a model save by using a weight more than once?"),
+    Chapter(
+        4, "sparsity", "Sparse connections", "When does leaving weights out save time as well as memory?"
+    ),
+    Chapter(5, "lowrank", "Low rank", "How much of a weight matrix can a product of two thin ones replace?"),
+    Chapter(6, "distillation", "Distillation", "What does a small model learn from a large one?"),
+    Chapter(
+        7,
+        "pretraining",
+        "Pre-training BERT",
+        "Can you pre-train a BERT in minutes, and what must be right for it?",
+    ),
+    Chapter(8, "finetuning", "Fine-tuning", "When does a pre-trained model beat one trained from scratch?"),
+    Chapter(
+        8,
+        "what_to_train",
+        "Fine-tuning, part two",
+        "Which weights should you train, how fast, and for how long?",
+    ),
+    Chapter(9, "study", "A scaling study", "How do you plan a grid of runs that a law can be fitted to?"),
+    Chapter(10, "fitting_laws", "Fitting laws", "Which law do the runs follow, and how sure can you be?"),
+    Chapter(
+        11, "published_laws", "Published laws", "What is in the published fits, and why do they disagree?"
+    ),
+    Chapter(12, "planning", "Planning", "Which model and how much data should a budget buy?"),
 )
 
 

@@ -1,8 +1,8 @@
 """The gate: the stages of `make test`, one after the other, each with its seconds and its budget.
 
-`python tools/gate.py [stage ...]` runs the named stages, or all: lint, format, types, unit, chapters, build.
-A failing stage does not stop the rest, so one run shows all that is wrong. The last line counts tests as
-pytest does.
+`python tools/gate.py [stage ...]` runs the named stages, or all: lint, format, types, unit, slow, chapters,
+build. A failing stage does not stop the rest, so one run shows all that is wrong. The last line counts tests
+as pytest does.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def stages(root: Path = ROOT) -> list[Stage]:
         Stage("lint", (python, "-m", "ruff", "check", "."), 10),
         Stage("format", (python, "-m", "ruff", "format", "--check", "."), 10),
         Stage("types", (python, "-m", "mypy"), 120),
-        Stage("unit", (python, *PYTEST, "tests"), 180, pytest=True),
+        Stage("unit", (python, *PYTEST, "tests", "-m", "not slow"), 180, pytest=True),
+        Stage("slow", (python, *PYTEST, "tests", "-m", "slow"), 300, pytest=True),
         *nbval,
         Stage("build", build, 90),
     ]
@@ -154,7 +155,7 @@ def summary(results: list[Result]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stage", nargs="*", help="lint, format, types, unit, chapters, build")
+    parser.add_argument("stage", nargs="*", help="lint, format, types, unit, slow, chapters, build")
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="wall time for all stages")
     arguments = parser.parse_args()
     try:

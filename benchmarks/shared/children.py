@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,3 +56,15 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": runtime.versions()["transformers"],
     }
+
+
+def command() -> str:
+    """The command that runs now, as a reader repeats it from the root of the repository."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    words = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    return (f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(words)
+
+
+def publish(line: dict[str, Any]) -> None:
+    """Print one comparison as a line of JSON, with its command and the machine; the line's own keys win."""
+    print(json.dumps(line | {"command": command()} | machine() | line), flush=True)

@@ -108,6 +108,7 @@ class Run:
                 "optimizer='adamw', or several processes without shard"
             )
         self.where = ranks.device
+        # The caller's model, and the one that learns: the same, or a copy that is cut into the ranks' parts.
         self.plain, self.model = model, ranks.place(model.train())
         self.precision = config.precision or runtime.precision(self.where)
         if ranks.sharded and (self.precision == "fp16" or config.compile):
@@ -121,7 +122,7 @@ class Run:
             dtype=torch.bfloat16 if self.precision == "bf16" else torch.float32,
         )
         self.base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        # The fp16 path has not been run on a GPU.
+        # Gradients of fp16 are scaled so that small ones do not vanish. Run on CPUs; not run on a GPU.
         self.scaler = torch.amp.GradScaler(self.where.type, enabled=self.precision == "fp16")
         self.loss_of, self.compiled = loss_of, False
 
@@ -225,19 +226,20 @@ class Run:
         return sums
 
     def _update(self, step: int) -> None:
+        """Set the rates of this step, clip the gradient of all weights as one, and step."""
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             self.scaler.unscale_(optimizer)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * self.config.rate(step)
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)).item()
-        # A finite loss can have infinite gradients. With fp16 they are expected, and the scaler skips the
-        # step.
-        if not self.scaler.is_enabled() and not math.isfinite(norm):
+        if math.isfinite(norm):
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        elif self.scaler.get_scale() <= 1:  # always 1 but for fp16
             raise NonFiniteLoss(f"the gradient's norm is {norm} at step {step} of {self.config.steps}")
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+        # Else the scale was too large for fp16: no optimizer steps, and the scale is halved.
         self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
 
     def evaluate(self, evaluate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
         """``evaluate`` in evaluation mode, without gradients; names get the prefix ``eval_``."""

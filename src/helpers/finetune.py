@@ -129,11 +129,15 @@ class Windows:
 
     def take(self, texts: torch.Tensor) -> Batch:
         """The rows of the given texts: ``input_ids`` (R, T), and ``owner`` (R,), which text of the batch a
-        row is from.
+        row is from; where rows hold two sentences, ``token_type_ids`` (R, T), 1 in the second.
         """
         spans = [torch.arange(int(self.first[i]), int(self.first[i + 1])) for i in texts]
         owner = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([len(span) for span in spans]))
-        return {"input_ids": self.input_ids[torch.cat(spans)], "owner": owner}
+        ids = self.input_ids[torch.cat(spans)]
+        marks = (ids == tk.SEP).cumsum(1)
+        second = ((marks - (ids == tk.SEP).long() > 0) & (ids != tk.PAD)).long()  # behind the first [SEP]
+        pair = {"token_type_ids": second} if second.any() else {}
+        return {"input_ids": ids, "owner": owner} | pair
 
 
 def cut_windows(documents: Sequence[np.ndarray], *, seq_len: int = 128, windows: int = 2) -> Windows:
@@ -179,7 +183,10 @@ class Classifier(nn.Module):
         """One vector a text, (n, H): the mean over its real tokens, or over its windows' [CLS] states."""
         ids, owner = batch["input_ids"], batch["owner"]
         mask_RxT = (ids != tk.PAD).long()
-        states_RxTxH = self.encoder(input_ids=ids, attention_mask=mask_RxT)[0]
+        given = {"input_ids": ids, "attention_mask": mask_RxT}
+        if "token_type_ids" in batch:
+            given["token_type_ids"] = batch["token_type_ids"]
+        states_RxTxH = self.encoder(**given)[0]
         if self.pooling == "cls":
             sums, counts = states_RxTxH[:, 0], torch.ones_like(mask_RxT[:, 0])
         else:

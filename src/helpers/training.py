@@ -83,11 +83,12 @@ def train(
     processes and ``accumulate`` need it. ``shard`` spreads the weights over the processes (FSDP2) instead of
     copying them. ``trackers`` ("tensorboard", "wandb") log to ``folder``.
 
-    With a ``folder``, checkpoints are written there every ``checkpoint_seconds``, and a run that finds some
-    goes on from the newest whole one; those of ``keep_steps`` stay, for branches. ``branch_from`` is another
-    run's checkpoint to begin at: schedules share their beginning, so the result equals a run of this length
-    from its start. ``fingerprint`` describes model and data; a checkpoint that differs in it is refused with
-    ``ValueError``. Raises ``NonFiniteLoss`` before a bad step touches the weights.
+    With a ``folder``, checkpoints are written there every ``checkpoint_seconds`` (at the next row of the
+    log), and a run that finds some goes on from the newest whole one; those of ``keep_steps`` stay, for
+    branches. ``branch_from`` is another run's checkpoint to begin at: schedules share their beginning, so the
+    result equals a run of this length from its start. ``fingerprint`` describes model and data; a checkpoint
+    that differs in it is refused with ``ValueError``. Raises ``NonFiniteLoss`` before a bad step touches the
+    weights.
     """
     reporting.check_trackers(trackers)
     if trackers and folder is None:
@@ -98,42 +99,52 @@ def train(
     if trackers:
         ranks.start_trackers(_plain(run.fingerprint), folder)
     rows, seconds = list(start.rows), start.seconds
-    parts: list[dict[str, float]] = []
+    losses: list[dict[str, float]] = []  # of the steps since the last row
     tokens, last_save = 0, time.monotonic()
     with reporting.Progress(config.steps, start.step, progress and ranks.main) as bar:
         for step in range(start.step, config.steps):
             with runtime.timer() as clock:
                 batch = batch_of(step)
-                parts.append(run.step(batch, step))
+                losses.append(run.step(batch, step))
             seconds += clock.seconds
             tokens += batch["input_ids"].numel()
             done = step + 1
             evaluated = done == config.steps or (config.eval_every and done % config.eval_every == 0)
             if done % config.log_every == 0 or evaluated or done in keep_steps:
-                row = {"step": done, "seconds": seconds, "rate": config.rate(step)} | _means(parts)
+                row = {"step": done, "seconds": seconds, "rate": config.rate(step)} | _means(losses)
                 rows.append(row | run.evaluate(evaluate) if evaluated and evaluate else row)
-                parts = []
+                losses = []
                 bar.say(f"loss {row['loss']:.3f}, {tokens / (seconds - start.seconds):,.0f} tokens/s")
                 if trackers:
                     ranks.accelerator.log(rows[-1], step=done)
-                late = time.monotonic() - last_save >= config.checkpoint_seconds
-                if folder and (done in keep_steps or done == config.steps or ranks.first(late)):
+                # Only here, where no loss waits for its row: a checkpoint holds rows, not parts of one.
+                due = time.monotonic() - last_save >= config.checkpoint_seconds
+                if folder and (done in keep_steps or done == config.steps or ranks.first(due)):
                     run.save(folder, done, rows, seconds, keep_steps)
                     last_save = time.monotonic()
             bar.update()
     if evaluate and rows and not any(name.startswith("eval_") for name in rows[-1]):
-        rows[-1] |= run.evaluate(evaluate)  # the branch began where this run ends: nothing was left to train
+        rows[-1] |= run.evaluate(evaluate)  # it began at another run's last step: nothing was left to train
     if trackers:
         ranks.stop_trackers()
     ranks.collect(run.model, into=model)
     model.eval()
     speed = tokens / (seconds - start.seconds) if tokens else float("nan")
-    how = (run.precision, run.compiled, ranks.count, str(ranks.device))
-    return History(pd.DataFrame(rows), config.steps, seconds, speed, *how)
+    return History(
+        pd.DataFrame(rows),
+        config.steps,
+        seconds,
+        speed,
+        precision=run.precision,
+        compiled=run.compiled,
+        processes=ranks.count,
+        device=str(ranks.device),
+    )
 
 
-def _means(parts: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+def _means(losses: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each named loss over steps."""
+    return {name: sum(step[name] for step in losses) / len(losses) for name in losses[0]}
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def student_of(teacher: nn.Module, layers: Sequence[int] | None = None) -> nn.Mo
     """
     if done := storage.history(teacher):
         raise ValueError(f"the teacher was changed by {done[0]['method']!r}: take the student first")
+    storage.check_changeable(teacher)
     depth = len(storage.layers_of(teacher))
     chosen = list(range(0, depth, 2)) if layers is None else list(layers)
     if not chosen or chosen != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < depth:

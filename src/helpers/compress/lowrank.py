@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from helpers.compress import sparsity, storage
 from helpers.compress.spectra import Spectrum, singular_values
@@ -69,6 +68,16 @@ class LowRank(nn.Module):
     def rank(self) -> int:
         """The width between the two factors."""
         return self.down.out_features
+
+    @property
+    def in_features(self) -> int:
+        """Inputs n, as of the layer whose place it takes."""
+        return self.down.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Outputs m."""
+        return self.up.out_features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., n) to (..., m)."""
@@ -131,7 +140,7 @@ def factorise(
     that the layers see; energy is then that of the outputs. Matrices that layers share stay shared.
 
     Raises ``ValueError`` unless exactly one of the three is given, for values out of range, for an ``energy``
-    at which no matrix gets smaller, and for a model that is factorised or carries masks.
+    at which no matrix gets smaller, and for a model that is factorised, in int8 or carries masks.
     """
     given = {"rank": rank, "energy": energy, "density": density}
     if sum(value is not None for value in given.values()) != 1:
@@ -158,7 +167,11 @@ def factorise(
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with each pair of factors multiplied into a dense matrix of the original shape."""
+    """A copy of ``model`` with each pair of factors multiplied into a dense matrix of the original shape.
+
+    Raises ``ValueError`` for a model without factors, with trainable masks or in int8.
+    """
+    storage.check_changeable(model)
     dense = storage.copied(model)
     _merge(dense)
     return storage.record(dense, "merged", {})
@@ -253,11 +266,9 @@ def _root(weight: torch.Tensor, moment: torch.Tensor | None) -> torch.Tensor | N
 
 
 def _check_plain(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, LowRank):
-            raise ValueError(f"{name} is factorised already: merge the model first")
-        if parametrize.is_parametrized(module):
-            raise ValueError(f"{name} carries trainable masks: apply sparsity.finish first")
+    storage.check_changeable(model)
+    if ranks := ranks_of(model):
+        raise ValueError(f"{next(iter(ranks))} is factorised already: merge the model first")
 
 
 def _replace(model: nn.Module, new: Mapping[str, nn.Module]) -> None:

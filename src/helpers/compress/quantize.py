@@ -112,10 +112,10 @@ def quantize(model: nn.Module, *, embeddings: bool = True) -> nn.Module:
     int8 weights. A layer used twice stays one layer. A table whose weights also decode (a tied
     masked-language-model head) stays as it is, with its decoder.
 
-    Raises ``ValueError`` for a model that is int8 already, or has nothing to quantise.
+    It is the last step: all other methods refuse what it returns. Raises ``ValueError`` for a model that is
+    int8 already, carries trainable masks, or has nothing to quantise.
     """
-    if any(step["method"] == "int8" for step in storage.history(model)):
-        raise ValueError("the model is int8 already")
+    storage.check_changeable(model)
     smaller = _replace(storage.copied(model), embeddings)
     return storage.record(smaller, "int8", {"embeddings": embeddings}).eval()
 

@@ -32,12 +32,13 @@ def share_layers(model: nn.Module, what: str = "all", *, groups: int = 1, start:
     for each other's weights.
 
     Raises ``ValueError`` for an unknown ``what`` or ``start``, for a number of groups outside ``[1, layers]``
-    and for layers of different shapes.
+    for layers of different shapes, and for a model with trainable masks or in int8.
     """
     if what not in PARTS:
         raise ValueError(f"unknown part {what!r}: expected one of {', '.join(PARTS)}")
     if start not in STARTS:
         raise ValueError(f"unknown start {start!r}: expected one of {', '.join(STARTS)}")
+    storage.check_changeable(model)
     shared = storage.copied(model)
     layers = storage.layers_of(shared)
     if not 1 <= groups <= len(layers):

@@ -108,8 +108,11 @@ def prune(
     model: nn.Module, sparsity: float = 0.5, *, scope: str = "layer", pattern: Pattern | None = None
 ) -> nn.Module:
     """A copy of ``model`` without its smallest weights, in one shot (Han et al. 2015), or with an n:m
-    ``pattern``; untuned.
+    ``pattern``; untuned. Of a factorised layer the two factors are pruned.
+
+    Raises ``ValueError`` for a model with trainable masks, in int8, or without a layer to prune.
     """
+    storage.check_changeable(model)
     pruned = storage.copied(model)
     layers = targets(pruned)
     chosen = masks(
@@ -125,8 +128,13 @@ def prune(
 
 
 def density(model: nn.Module) -> float:
-    """Share of non-zero weights among those that are pruned; hidden weights count as zero."""
+    """Share of non-zero weights among those that are pruned; hidden weights count as zero.
+
+    Raises ``ValueError`` for a model without linear or convolutional layers, as one in int8 is.
+    """
     weights = [layer.weight.detach() for layer in targets(model).values()]
+    if not weights:
+        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer to prune")
     return sum(int(torch.count_nonzero(w)) for w in weights) / sum(w.numel() for w in weights)
 
 
@@ -168,11 +176,15 @@ class _Masked(torch.autograd.Function):
 def attach(model: nn.Module, kind: str = "magnitude") -> nn.Module:
     """A copy of ``model`` that is trained with masks: zeros that pruning made stay zero, and a model that was
     not pruned starts with full masks. ``kind="movement"`` also keeps score.
+
+    Raises ``ValueError`` for an unknown ``kind``, for a model that has masks or is int8, and for one without
+    a layer to prune.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
-    if any(parametrize.is_parametrized(module) for module in model.modules()):
-        raise ValueError("the model has masks already")
+    storage.check_changeable(model)
+    if not targets(model):
+        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer to prune")
     masked = storage.copied(model)
     # A fresh model may start with zeros that are to be learnt: only those of a recorded pruning are kept.
     pruned = any(step["method"] == "pruning" for step in storage.history(model))

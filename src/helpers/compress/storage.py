@@ -77,6 +77,17 @@ def record(model: nn.Module, method: str, options: Options) -> nn.Module:
     return model
 
 
+def check_changeable(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model that no method may change further: one with trainable masks, which
+    every method would lose or miss, and one in int8, whose integers take no further step.
+    """
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise ValueError(f"{name} carries trainable masks: apply sparsity.finish first")
+    if any(step["method"] == "int8" for step in history(model)):
+        raise ValueError("the model is int8 already: quantise last, after every other method")
+
+
 def layers_of(model: nn.Module) -> Any:
     """The encoder layers (``nn.ModuleList``) of a BERT, whatever stands around it (heads, classifier)."""
     for module in model.modules():

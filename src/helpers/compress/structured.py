@@ -2,7 +2,8 @@
 
 Legend: ``h`` heads of a layer, ``d`` width of a head, ``H`` hidden, ``I`` neurons of the feed-forward layer.
 A head is ``d`` rows of query, key and value, and ``d`` columns of the attention's output; a neuron is a row
-of ``intermediate`` and a column of ``output``. Biases of the outputs stay.
+of ``intermediate`` and a column of ``output``. Biases of the outputs stay. Of a factorised layer
+(:class:`lowrank.LowRank`) the rows are those of ``up``, the columns those of ``down``; its rank stays.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from helpers.compress import storage
+from helpers.compress.lowrank import LowRank
 from helpers.training import Batch, LossFunction
 
 Removal = Mapping[int, Sequence[int]]
@@ -23,7 +25,8 @@ def remove_heads(model: nn.Module, heads: Removal) -> nn.Module:
     """A copy of ``model`` without the given heads, by layer: ``{0: [1], 2: [0, 1]}``.
 
     Outputs are equal when the removed heads contributed nothing (zero output columns). Raises ``ValueError``
-    for a layer or head that does not exist, when a layer would keep no head, and for shared layers.
+    for a layer or head that does not exist, when a layer would keep no head, for shared layers, and for a
+    model with trainable masks or in int8.
     """
     return _remove(model, heads, {})
 
@@ -49,8 +52,9 @@ def importance(
 
     If a gate g scaled a unit's output columns W, the loss would change by ``dL/dg = sum(W * dL/dW)`` at
     g = 1; the mean absolute value over batches is the importance (Michel et al. 2019, equation 2, there with
-    single texts in place of batches).
+    single texts in place of batches). Raises ``ValueError`` for a model with trainable masks or in int8.
     """
+    storage.check_changeable(model)
     layers, was_training = storage.layers_of(model), model.training
     model.eval()
     totals: dict[str, list[torch.Tensor]] = {"heads": [], "neurons": []}
@@ -59,10 +63,10 @@ def importance(
         loss_of(model, batch)[0].backward()
         for number, layer in enumerate(layers):
             by_column = [
-                _gate_gradient(layer.attention.output.dense.weight)
+                _gate_gradient(layer.attention.output.dense)
                 .view(layer.attention.self.num_attention_heads, -1)
                 .sum(1),
-                _gate_gradient(layer.output.dense.weight),
+                _gate_gradient(layer.output.dense),
             ]
             for store, value in zip(totals.values(), by_column, strict=True):
                 share = value.abs() / len(batches)
@@ -92,12 +96,15 @@ def _rebuild(model: nn.Module, options: storage.Options) -> nn.Module:
     return model
 
 
-def _gate_gradient(weight: torch.Tensor) -> torch.Tensor:
+def _gate_gradient(layer: nn.Linear | LowRank) -> torch.Tensor:
+    # A unit is read through its columns alone, so a gate on it scales them.
+    weight = (layer.down if isinstance(layer, LowRank) else layer).weight
     assert weight.grad is not None
     return (weight.detach() * weight.grad).sum(0)  # (H, columns) -> (columns,)
 
 
 def _remove(model: nn.Module, heads: Removal, neurons: Removal) -> nn.Module:
+    storage.check_changeable(model)
     smaller = storage.copied(model)
     layers, shape = storage.layers_of(smaller), shape_of(model)
     owners = {id(part) for layer in layers for part in (layer.attention, layer.output)}
@@ -135,9 +142,19 @@ def _keep_neurons(layer: Any, kept: list[int]) -> None:
 
 @torch.no_grad()
 def _cut(
-    linear: nn.Linear, *, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None
-) -> nn.Linear:
-    """A new layer with the given rows (outputs) or columns (inputs) of ``linear``."""
+    layer: nn.Linear | LowRank, *, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None
+) -> nn.Linear | LowRank:
+    """A new layer with the given rows (outputs) or columns (inputs) of ``layer``; of two factors, the second
+    makes the rows and the first reads the columns.
+    """
+    if isinstance(layer, LowRank):
+        layer.up = _cut_linear(layer.up, rows, None)
+        layer.down = _cut_linear(layer.down, None, columns)
+        return layer
+    return _cut_linear(layer, rows, columns)
+
+
+def _cut_linear(linear: nn.Linear, rows: torch.Tensor | None, columns: torch.Tensor | None) -> nn.Linear:
     weight = linear.weight if rows is None else linear.weight[rows]
     weight = weight if columns is None else weight[:, columns]
     new = nn.Linear(weight.size(1), weight.size(0), bias=linear.bias is not None)

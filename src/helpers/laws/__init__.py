@@ -6,8 +6,9 @@ meaning. Explained in chapter 10, Fitting laws, and chapter 12, Planning.
 """
 
 from .common import NotIdentified, NotIdentifiedWarning
+from .curves import Slices, slices
 from .downstream import DownstreamFit, fit_downstream
-from .frontier import FrontierFit, Slices, fit_envelope, fit_isoflop, slices
+from .frontier import FrontierFit, fit_envelope, fit_isoflop
 from .kaplan import KaplanFit, fit_kaplan
 from .law import Law, Optimum
 from .multiplicative import MultiplicativeFit, fit_multiplicative

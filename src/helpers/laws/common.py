@@ -35,6 +35,8 @@ def positive(**arrays: ArrayLike) -> list[Array]:
         vector = np.atleast_1d(np.asarray(values, dtype=np.float64))
         if vector.ndim != 1:
             raise ValueError(f"{name} must have one dimension, not shape {vector.shape}")
+        if not vector.size:
+            raise ValueError(f"{name} is empty")
         bad = np.flatnonzero(~(np.isfinite(vector) & (vector > 0)))
         if bad.size:
             raise ValueError(f"{name} must be finite and positive, but {name}[{bad[0]}] is {vector[bad[0]]}")
@@ -116,6 +118,8 @@ def _distinct(weight: NDArray[Any], values: Array) -> NDArray[np.intp]:
 
 def percentile_interval(draws: Array, level: float) -> tuple[float, float]:
     """Central `level` interval of bootstrap draws, (n_boot,)."""
+    if (draws == draws[0]).all():  # a constant that was held, maybe at infinity
+        return float(draws[0]), float(draws[0])
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import common
 from .common import Array, NotIdentified, NotIdentifiedWarning
+from .curves import read
 
 Index = NDArray[np.intp]
-
-
-class Slices(NamedTuple):
-    """Points of equal budget: compute C (FLOPs), size N (parameters), loss L (nats), and the run of each."""
-
-    C: Array
-    N: Array
-    L: Array
-    run: Array
 
 
 @dataclass(frozen=True)
@@ -80,29 +71,6 @@ class FrontierFit:
 
     def __str__(self) -> str:
         return self.summary()
-
-
-def slices(
-    C: ArrayLike, N: ArrayLike, L: ArrayLike, budgets: ArrayLike, *, runs: ArrayLike | None = None
-) -> Slices:
-    """Losses at equal `budgets` (m,), read off the curve of each run by straight lines on log-log axes.
-
-    Points (n,) with the same label in `runs` (by default the same N) are one curve; nothing is read outside
-    it.
-    """
-    compute, size, loss = common.positive(C=C, N=N, L=L)
-    (wanted,) = common.positive(budgets=budgets)
-    run = common.group_index(size if runs is None else runs, size.size)
-    parts: list[tuple[Array, Array, Array, Array]] = []
-    for label in range(int(run.max()) + 1):
-        mine = run == label
-        if len(np.unique(size[mine])) > 1:
-            raise ValueError(f"one run has one size, but a run has N = {np.unique(size[mine])}")
-        values = _read(compute[mine], loss[mine], wanted)
-        inside = np.isfinite(values)
-        at = wanted[inside]
-        parts.append((at, np.full(at.size, size[mine][0]), values[inside], np.full(at.size, float(label))))
-    return Slices(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def fit_isoflop(
@@ -196,7 +164,7 @@ def fit_envelope(
     compute, size, loss = common.positive(C=C, N=N, L=L)
     run = common.group_index(size if runs is None else runs, size.size)
     grid = np.geomspace(compute.min(), compute.max(), n_budgets)
-    curves = np.stack([_read(compute[run == r], loss[run == r], grid) for r in range(int(run.max()) + 1)])
+    curves = np.stack([read(compute[run == r], loss[run == r], grid) for r in range(int(run.max()) + 1)])
     of_run = np.array([size[run == r][0] for r in range(len(curves))])
     sizes, index = np.unique(of_run, return_inverse=True)
     winner, lowest, inside = _winners(curves, index, len(sizes), np.ones((1, len(curves))))
@@ -227,14 +195,6 @@ def fit_envelope(
         "envelope of training curves", float(slope), float(np.exp(height)), grid[usable],
         sizes[winner[0, usable]], lowest[0, usable], dropped, draws, None,
     )  # fmt: skip
-
-
-def _read(C: Array, L: Array, at: Array) -> Array:
-    """Loss at the budgets `at` on the curve through (C, L); NaN outside it."""
-    order = np.argsort(C)
-    value = np.interp(np.log(at), np.log(C[order]), np.log(L[order]))
-    inside = (at >= C.min() * (1 - 1e-9)) & (at <= C.max() * (1 + 1e-9))
-    return np.where(inside, np.exp(value), np.nan)
 
 
 def _clusters(log_c: Array, gap: float) -> Index:

@@ -149,7 +149,8 @@ def fit_data_constrained(
     if not (tokens > unique * 1.01).any():
         raise ValueError("no run repeats its data (D equals U everywhere), so R_D has no answer")
     free = [i for i in (0, 1) if held[i] is None]
-    common.enough(sizes.size, max(len(free), 1), "the data-constrained law")
+    runs = set(zip(sizes, unique, tokens, strict=True))
+    common.enough(len(runs), max(len(free), 1), "the data-constrained law, counting different (N, U, D),")
     points: Points = (base, sizes, unique, tokens, losses)
     grids = [np.geomspace(LOW, HIGH, _STEPS) if v is None else np.array([v]) for v in held]
     cells = np.array(list(product(*grids)))
@@ -181,6 +182,8 @@ def fit_data_constrained(
 def _loss(base: Law, N: ArrayLike, U: ArrayLike, D: ArrayLike, R_D: ArrayLike, R_N: ArrayLike) -> Array:
     """E + A/N'^alpha + B/D'^beta; the size that U tokens feed is the optimum of the base law at D = U."""
     N, U = np.asarray(N, float), np.asarray(U, float)
+    if np.isinf(R_N).all():  # no decay of size: then `base` needs no size term (A may be 0)
+        return base.predict(N, effective(U, D, R_D))
     fed = (base.alpha * base.A / (base.beta * base.B)) ** (1 / base.alpha) * U ** (base.beta / base.alpha)
     return base.predict(effective(np.minimum(fed, N), N, R_N), effective(U, D, R_D))
 

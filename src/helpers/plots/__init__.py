@@ -5,7 +5,7 @@ Every title states the finding and comes from the caller; every axis names its u
 
 from .canvas import COLOURS, count, new_axes, png, show, style
 from .distillation import frontier, pareto, temperature_curve
-from .learning import bars, label_curve, loss_curves, quality_by_loss
+from .learning import bars, courses, label_curve, loss_curves, quality_by_loss, rate_sweep
 from .lowrank import against_rank, spectra
 from .scaling import (
     band,
@@ -14,10 +14,8 @@ from .scaling import (
     forest,
     ladder,
     loss_by_size,
-    predicted_measured,
     predictions,
     profile,
-    residuals,
 )
 
 __all__ = [
@@ -26,6 +24,7 @@ __all__ = [
     "band",
     "bars",
     "count",
+    "courses",
     "curves",
     "extrapolations",
     "forest",
@@ -37,11 +36,10 @@ __all__ = [
     "new_axes",
     "pareto",
     "png",
-    "predicted_measured",
     "predictions",
     "profile",
     "quality_by_loss",
-    "residuals",
+    "rate_sweep",
     "show",
     "spectra",
     "style",

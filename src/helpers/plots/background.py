@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike
 
-from .canvas import BLACK, BLUE, GREY, arms, colours, count, label_ends, new_axes, plateau
+from .canvas import BLACK, BLUE, GREY, arms, count, label_ends, lines_by, new_axes, plateaus
 
 
 def attention_map(weights: ArrayLike, words: Sequence[str], *, title: str, ax: Axes | None = None) -> Axes:
@@ -86,14 +86,9 @@ def lines(
 
     `levels` are values to compare with, by name, drawn as dashed lines; `ticks` are places to mark on x.
     """
-    ax, ends = new_axes(ax), []
-    names = list(dict.fromkeys(table[by]))
-    for name, colour in zip(names, colours(len(names)), strict=True):
-        part = table[table[by] == name].sort_values(x)
-        ax.plot(part[x], part[y], "o-", color=colour)
-        ends.append((str(name), part[x].iloc[-1], part[y].iloc[-1], colour))
-    for name, level in (levels or {}).items():
-        plateau(ax, level, name)
+    ax = new_axes(ax)
+    ends = lines_by(ax, table, x=x, y=y, by=by)
+    plateaus(ax, levels)
     for which, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
         if which in log:
             ax.set(**{f"{which}scale": "log"})

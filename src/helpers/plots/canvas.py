@@ -8,11 +8,12 @@ to match a legend.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -118,6 +119,12 @@ def arms(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np.float6
     return np.maximum(np.stack([value - low, high - value]), 0)
 
 
+def plateaus(ax: Axes, levels: Mapping[str, float] | None) -> None:
+    """Values to compare with, by name."""
+    for name, level in (levels or {}).items():
+        plateau(ax, level, name)
+
+
 def plateau(ax: Axes, level: float, name: str = "unigram entropy") -> None:
     """A loss to compare with; by default guessing by frequency, where models stay until they read context."""
     ax.axhline(level, color=GREY, linestyle="--", linewidth=1.2)
@@ -125,6 +132,25 @@ def plateau(ax: Axes, level: float, name: str = "unigram entropy") -> None:
         name, (0, level), (2, 3), xycoords=("axes fraction", "data"),
         textcoords="offset points", color=GREY, fontsize=9, va="bottom",
     )  # fmt: skip
+
+
+def lines_by(
+    ax: Axes, table: pd.DataFrame, *, x: str, y: str, by: str, shift: float = 1.0
+) -> list[tuple[str, float, float, str]]:
+    """One line for each value of `by`, with intervals where the table has `low` and `high`; returns what
+    `label_ends` wants. `shift` is a factor on x from line to line, so that intervals do not hide each other.
+    """
+    names, ends = list(dict.fromkeys(table[by])), []
+    for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True)):
+        part = table[table[by] == name].sort_values(x)
+        at = part[x].to_numpy(float) * shift ** (i - (len(names) - 1) / 2)
+        value = part[y].to_numpy(float)
+        ax.plot(at, value, "o-", color=colour)
+        if {"low", "high"} <= set(part):
+            error = arms(value, part["low"], part["high"])
+            ax.errorbar(at, value, yerr=error, fmt="none", ecolor=colour, capsize=3)
+        ends.append((str(name), float(at[-1]), float(value[-1]), colour))
+    return ends
 
 
 def log_axes(ax: Axes, which: str, ticks: Sequence[float] = ()) -> None:

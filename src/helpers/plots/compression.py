@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
-from .canvas import BLACK, arms, colours, label_ends, log_axes, new_axes, plateau
+from .canvas import BLACK, arms, colours, label_ends, lines_by, log_axes, new_axes, plateaus
 
 
 def cost_and_quality(
@@ -53,21 +53,13 @@ def against_density(
     `table` may have `low` and `high`. `levels` are values to compare with, by name, drawn as dashed lines.
     """
     ax = new_axes(ax)
-    names, ends = list(dict.fromkeys(table[by])), []
-    for name, colour in zip(names, colours(len(names)), strict=True):
-        part = table[table[by] == name].sort_values("density")
-        ax.plot(part["density"], part[y], "o-", color=colour)
-        if {"low", "high"} <= set(part):
-            error = arms(part[y], part["low"], part["high"])
-            ax.errorbar(part["density"], part[y], yerr=error, fmt="none", ecolor=colour, capsize=3)
-        last = part.iloc[-1]
-        ends.append((str(name), last["density"], last[y], colour))
-    for name, level in (levels or {}).items():
-        plateau(ax, level, name)
+    ends = lines_by(ax, table, x="density", y=y, by=by)
+    plateaus(ax, levels)
     ax.set(title=title, xlabel="share of weights left", ylabel=ylabel)
     ax.set_xscale("log")
     if log_y:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     ticks = _apart(table["density"].round(3))
     ax.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])

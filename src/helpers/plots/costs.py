@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
 from .canvas import BLUE, GREY, RED, colours, count, label_ends, label_points, new_axes
@@ -122,5 +122,8 @@ def _scales(ax: Axes, log: str, ticks: Sequence[float]) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
     if "y" in log:
         ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        if high < 30 * low:  # a single power of ten would be the only label
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())

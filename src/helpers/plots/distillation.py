@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .canvas import GREY, arms, colours, darker, label_ends, log_axes, new_axes, plateau, style
+from .canvas import GREY, arms, colours, darker, label_ends, lines_by, log_axes, new_axes, plateaus, style
 
 
 def temperature_curve(
@@ -28,19 +28,8 @@ def temperature_curve(
     `table` may have `low` and `high`, drawn as intervals. `levels` are values to compare with, by name.
     """
     ax = new_axes(ax)
-    names, ends = list(dict.fromkeys(table[by])), []
-    for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True)):
-        part = table[table[by] == name].sort_values("temperature")
-        # A small shift keeps the intervals of two arms from hiding each other.
-        at = part["temperature"].to_numpy(float) * 1.04 ** (i - (len(names) - 1) / 2)
-        value = part[y].to_numpy(float)
-        ax.plot(at, value, "o-", color=colour)
-        if {"low", "high"} <= set(part):
-            error = arms(value, part["low"], part["high"])
-            ax.errorbar(at, value, yerr=error, fmt="none", ecolor=colour, capsize=3)
-        ends.append((str(name), at[-1], value[-1], colour))
-    for name, level in (levels or {}).items():
-        plateau(ax, level, name)
+    ends = lines_by(ax, table, x="temperature", y=y, by=by, shift=1.04)
+    plateaus(ax, levels)
     ax.set(title=title, xlabel="temperature", ylabel=ylabel)
     log_axes(ax, "x", sorted(set(table["temperature"])))
     ax.margins(x=0.18)  # the names of levels stand at the left

@@ -9,7 +9,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from .canvas import BLACK, RED, SKY, arms, colours, label_ends, log_axes, new_axes, plateau
+from .canvas import (
+    BLACK,
+    RED,
+    SKY,
+    arms,
+    colours,
+    label_ends,
+    lines_by,
+    log_axes,
+    new_axes,
+    plateau,
+    plateaus,
+)
 
 
 def loss_curves(
@@ -36,8 +48,7 @@ def loss_curves(
         if "eval_mlm_loss" in log:
             ax.plot(tokens, log["eval_mlm_loss"], "o", color=colour, markeredgecolor="white", zorder=3)
     plateau(ax, unigram_entropy)
-    for name, level in (levels or {}).items():
-        plateau(ax, level, name)
+    plateaus(ax, levels)
     ax.set(title=title, xlabel="tokens read (millions)", ylabel="MLM loss (nats per masked token)")
     label_ends(ax, ends)
     return ax
@@ -50,15 +61,7 @@ def label_curve(table: pd.DataFrame, *, title: str, metric: str = "accuracy", ax
     `high`.
     """
     ax = new_axes(ax)
-    ends = []
-    names = list(dict.fromkeys(table["arm"]))
-    for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True)):
-        part = table[table["arm"] == name].sort_values("labels")
-        # A small shift keeps the intervals of two arms from hiding each other.
-        at = part["labels"].to_numpy(float) * 1.03 ** (i - (len(names) - 1) / 2)
-        value = part[metric].to_numpy(float)
-        ax.errorbar(at, value, yerr=arms(value, part["low"], part["high"]), fmt="o-", color=colour, capsize=3)
-        ends.append((str(name), at[-1], value[-1], colour))
+    ends = lines_by(ax, table, x="labels", y=metric, by="arm", shift=1.03)
     ax.set(title=title, xlabel="labelled examples", ylabel=metric)
     log_axes(ax, "x", sorted(set(table["labels"])))
     label_ends(ax, ends)
@@ -87,6 +90,49 @@ def bars(
     if reference is not None:
         ax.axvline(reference, color=RED, linewidth=1.2)
     ax.set(title=title, xlabel=xlabel)
+    return ax
+
+
+def rate_sweep(table: pd.DataFrame, *, title: str, ax: Axes | None = None) -> Axes:
+    """Validation accuracy against the learning rate, one line an arm, with a ring around each arm's best.
+
+    `table` has the columns `arm`, `rate` and `val_accuracy`.
+    """
+    ax = new_axes(ax)
+    ends = []
+    arms_ = table.groupby("arm", sort=False, observed=True)
+    for (name, rows), colour in zip(arms_, colours(arms_.ngroups), strict=True):
+        rows = rows.sort_values("rate")
+        ax.plot(rows["rate"], rows["val_accuracy"], "o-", color=colour)
+        best = rows.loc[rows["val_accuracy"].idxmax()]
+        ax.plot(best["rate"], best["val_accuracy"], "o", color=colour, markersize=12, fillstyle="none")
+        ends.append((str(name), rows["rate"].iloc[-1], rows["val_accuracy"].iloc[-1], colour))
+    ax.set(title=title, xlabel="learning rate", ylabel="validation accuracy")
+    ax.set_xscale("log")
+    label_ends(ax, ends)
+    return ax
+
+
+def courses(table: pd.DataFrame, *, title: str, ax: Axes | None = None) -> Axes:
+    """Training loss (dotted) and validation loss (solid), nats a text, against the step, one colour an arm.
+
+    `table` has the columns `arm`, `step`, `loss` and `val_loss`; a ring marks an arm's lowest validation
+    loss.
+    """
+    ax = new_axes(ax)
+    ends = []
+    arms_ = table.groupby("arm", sort=False, observed=True)
+    for (name, rows), colour in zip(arms_, colours(arms_.ngroups), strict=True):
+        rows = rows.sort_values("step")
+        ax.plot(rows["step"], rows["loss"], ":", color=colour)
+        ax.plot(rows["step"], rows["val_loss"], "-", color=colour)
+        best = rows.loc[rows["val_loss"].idxmin()]
+        ax.plot(best["step"], best["val_loss"], "o", color=colour, markersize=10, fillstyle="none")
+        ends.append((str(name), rows["step"].iloc[-1], rows["val_loss"].iloc[-1], colour))
+    ax.set(
+        title=title, xlabel="optimizer steps", ylabel="loss (nats a text): dotted training, solid validation"
+    )
+    label_ends(ax, ends)
     return ax
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from .canvas import GREY, arms, colours, label_ends, new_axes, plateau
+from .canvas import GREY, colours, label_ends, lines_by, new_axes, plateaus
 
 
 def spectra(
@@ -64,21 +64,12 @@ def against_rank(
     as dashed lines; `marks` are ranks by name, drawn as dotted upright lines.
     """
     ax = new_axes(ax)
-    names, ends = list(dict.fromkeys(table[by])), []
-    for name, colour in zip(names, colours(len(names)), strict=True):
-        part = table[table[by] == name].sort_values(x)
-        ax.plot(part[x], part[y], "o-", color=colour)
-        if {"low", "high"} <= set(part):
-            error = arms(part[y], part["low"], part["high"])
-            ax.errorbar(part[x], part[y], yerr=error, fmt="none", ecolor=colour, capsize=3)
-        last = part.iloc[-1]
-        ends.append((str(name), last[x], last[y], colour))
+    ends = lines_by(ax, table, x=x, y=y, by=by)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     ax.margins(y=0.1)  # room for the names of levels and marks
     if log_y:
         ax.set_yscale("log")
-    for name, level in (levels or {}).items():
-        plateau(ax, level, name)
+    plateaus(ax, levels)
     for name, rank in (marks or {}).items():
         ax.axvline(rank, color=GREY, linestyle=":", linewidth=1.2)
         ax.annotate(

@@ -15,7 +15,6 @@ from helpers.laws import Profile
 from .canvas import (
     BLACK,
     BLUE,
-    GREY,
     RED,
     SKY,
     arms,
@@ -110,27 +109,6 @@ def extrapolations(
     return ax
 
 
-def predicted_measured(
-    predicted: ArrayLike,
-    measured: ArrayLike,
-    *,
-    title: str,
-    interval: tuple[ArrayLike, ArrayLike] | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Measured against predicted loss (nats), and the line of equality; `interval` is the prediction's."""
-    ax = new_axes(ax)
-    predicted, measured = np.asarray(predicted, float), np.asarray(measured, float)
-    ends = [predicted, measured] + ([] if interval is None else [np.asarray(end, float) for end in interval])
-    low, high = min(map(np.min, ends)), max(map(np.max, ends))
-    margin = 0.06 * (high - low)
-    ax.plot([low - margin, high + margin], [low - margin, high + margin], color=GREY, linewidth=1)
-    error = None if interval is None else arms(predicted, *interval)
-    ax.errorbar(predicted, measured, xerr=error, fmt="o", color=BLUE, ecolor=SKY, capsize=3)
-    ax.set(title=title, xlabel="predicted MLM loss (nats)", ylabel="measured MLM loss (nats)")
-    return ax
-
-
 def predictions(
     names: Sequence[str],
     predicted: ArrayLike,
@@ -152,29 +130,6 @@ def predictions(
     ax.grid(visible=False, axis="y")
     ax.set(title=title, xlabel=xlabel)
     ax.legend(loc="best")
-    return ax
-
-
-def residuals(
-    x: ArrayLike, error: ArrayLike, groups: Sequence[str], *, title: str, xlabel: str, ax: Axes | None = None
-) -> Axes:
-    """Relative errors (as fractions, drawn in %) against x on a log axis, one colour a group."""
-    ax = new_axes(ax)
-    table = pd.DataFrame(
-        {"x": np.asarray(x, float), "error": 100 * np.asarray(error, float), "group": list(groups)}
-    )
-    names = list(dict.fromkeys(table["group"]))
-    ends = []
-    for name, colour in zip(names, shades(len(names)), strict=True):
-        part = table[table["group"] == name].sort_values("x")
-        ax.plot(part["x"], part["error"], "o", color=colour)
-        means = part.groupby("x")["error"].mean()
-        ax.plot(means.index, means, color=colour, linewidth=1)
-        ends.append((str(name), means.index[-1], means.iloc[-1], colour))
-    ax.axhline(0, color=GREY, linewidth=1)
-    ax.set(title=title, xlabel=xlabel, ylabel="measured minus predicted (%)")
-    log_axes(ax, "x")
-    label_ends(ax, ends)
     return ax
 
 

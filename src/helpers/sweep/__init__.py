@@ -1,13 +1,13 @@
 """A study: a file that lists sizes, token budgets and seeds, and the runs and rows it stands for.
 
-``python -m helpers.sweep plan|run|status|collect STUDY.toml --folder RUNS`` — runs of one size and seed share
-their stable phase (the trunk) and branch off it to decay, so four budgets cost little more than the longest.
+``python -m helpers.sweep plan|run|status|collect STUDY.toml`` — runs of one size and seed share their stable
+phase (the trunk) and branch off it to decay, so four budgets cost little more than the longest.
 Each run has a folder named by the hash of its settings, with checkpoints while it runs and ``row.json`` when
 it is done: what is done is skipped, what was cut resumes, and rows are collected from the folders at any
 time.
 
 ``study`` reads the file, ``rows`` names and describes runs, ``family`` trains, ``schedule`` keeps the engines
-(``local``, ``cluster``) busy and tries again what died, ``plan`` and ``status`` look ahead.
+(``local``, ``cluster``) busy and tries again what died, ``planning`` and ``status`` look ahead.
 """
 
 from helpers.sweep.cli import main

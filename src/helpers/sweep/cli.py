@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in tables.items()}
     for command in made.values():
         command.add_argument("studies", type=Path, nargs="+", help="study files, as in studies/")
-        command.add_argument("--folder", type=Path, help="where runs live (default: the cache folder)")
+    for name in ("run", "status", "collect"):
+        made[name].add_argument("--folder", type=Path, help="where runs live (default: the cache folder)")
     for command in (made["plan"], made["run"]):
         command.add_argument("--workers", type=int, default=1, help="families at once on this machine")
     made["plan"].add_argument("--no-timing", action="store_true", help="do not calibrate, leave hours out")
@@ -58,17 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = top.parse_args(arguments)
     try:
         studies = [Study.read(path) for path in options.studies]
-        folder = options.folder or runtime.cache_dir() / "runs"
-        {"plan": _plan, "run": _run, "status": _status, "collect": _collect}[options.command](
-            studies, folder, options
-        )
+        if options.command == "plan":
+            _plan(studies, options)
+        else:
+            folder = options.folder or runtime.cache_dir() / "runs"
+            {"run": _run, "status": _status, "collect": _collect}[options.command](studies, folder, options)
     except (ValueError, OSError) as error:
         top.exit(2, f"{top.prog}: {error}\n")
     except RuntimeError as error:  # runs that failed, text that cannot be reached
         top.exit(1, f"{top.prog}: {error}\n")
 
 
-def _plan(studies: list[Study], folder: Path, options: argparse.Namespace) -> None:
+def _plan(studies: list[Study], options: argparse.Namespace) -> None:
     threads = max(1, (os.cpu_count() or 1) // options.workers)
     tables = []
     for study in studies:
