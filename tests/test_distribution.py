@@ -80,6 +80,12 @@ def test_what_cannot_be_shared_is_refused(corpus, tiny):
         pretrain.pretrain(corpus, tiny(), shard=True, progress=False)
 
 
+def test_a_launcher_can_ask_for_sharding(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp` does
+    with pytest.raises(ValueError, match="shard=True spreads weights over processes, and there is one"):
+        distribution.Ranks()
+
+
 def test_one_process_agrees_with_itself():
     ranks = distribution.Ranks()
     assert (ranks.count, ranks.rank, ranks.main) == (1, 0, True)

@@ -10,6 +10,7 @@ from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from helpers import data, masking, models, pretrain, runtime
 from helpers import tokenizer as tk
+from helpers.training import TrainConfig
 
 ARCHITECTURES = tuple(models.ARCHITECTURES)
 
@@ -218,6 +219,22 @@ def test_a_folder_of_another_run_is_refused(other, corpus, tiny, tmp_path):
     with pytest.raises(ValueError, match=f"belongs to another run: {next(iter(other))} is"):
         changed = tiny(**{"arch": "megatron-bert", "mask_rate": 0.2} | other)
         pretrain.pretrain(corpus, changed, folder=tmp_path, progress=False)
+
+
+def test_the_loop_gets_every_setting_of_the_run(tiny):
+    changed = {"optimizer": "adamw", "lr": 0.01, "lr_adam": 0.003, "weight_decay": 0.3, "seed": 5}
+    config = tiny(20, **changed | {"precision": "bf16", "compile": True, "decay_share": 0.2})
+    how = {"log_every": 7, "eval_every": 9, "checkpoint_seconds": 11.0}
+    expected = changed | how | {"steps": 20, "warmup": 2, "decay": 4, "precision": "bf16", "compile": True}
+    assert config.training(**how) == TrainConfig(**expected)
+    assert tiny(warmup_tokens=0).training().warmup == 1
+
+
+def test_the_start_of_the_heads_reaches_the_model(corpus, tiny, same_weights):
+    one, two = (
+        pretrain.pretrain(corpus, tiny(1, init=i), progress=False) for i in ("standard", "neighbours")
+    )
+    assert not same_weights(one.model, two.model)
 
 
 def test_steps_are_the_whole_batches_that_tokens_pay_for(tiny):

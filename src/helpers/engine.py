@@ -147,10 +147,12 @@ class Run:
             # A part of a batch has its own number of masked positions, a whole batch always the same.
             self.loss_of = torch.compile(self.loss_of, dynamic=None if self.parts > 1 else False)
             self.compiled = True
+        # Every loss is computed through this wrapper: it is what exchanges gradients.
         self.call = self.ranks.wrap(self.model, lambda: self._some_get_no_gradient(batch_of(state.step)))
         return state
 
     def _check_branch(self, path: Path) -> None:
+        """Refuse a checkpoint from which this run would not end as it does from its own start."""
         shared = {"steps", "decay"}  # what runs with a common beginning may differ in
         saved = checkpoints.read_state(path)
         checkpoints.check_fingerprint(
@@ -178,6 +180,7 @@ class Run:
         return state
 
     def _compiles(self, steps: int) -> bool:
+        """Whether a run of so many steps is compiled: as asked, else where it pays."""
         if self.config.compile is not None:
             return self.config.compile
         # In fp32 a CPU spends its time in matrix products, which compiling does not touch.
@@ -185,6 +188,7 @@ class Run:
         return gains and steps >= STEPS_THAT_REPAY_COMPILING and runtime.can_compile(self.where)
 
     def _some_get_no_gradient(self, batch: Batch) -> bool:
+        """Whether a backward pass leaves a weight without a gradient, as that of a head nobody asks."""
         with runtime.autocast(self.precision, self.where):
             self.loss_of(self.model, self._parts(batch)[0][1])[0].backward()
         unused = any(p.grad is None for p in self.model.parameters() if p.requires_grad)
