@@ -131,6 +131,55 @@ def test_muon_multiplies_as_often_as_counted():
     assert adamw == {"elementwise": 15.0 * sum(p.numel() for p in model.parameters()), "matrix": 0.0}
 
 
+class Counted:
+    """A tensor that counts the numbers which arithmetic makes of it."""
+
+    made = 0
+
+    def __init__(self, value):
+        self.value = value
+
+    def _next(self, value):
+        Counted.made += value.numel()
+        return Counted(value)
+
+    def __add__(self, other):
+        return self._next(self.value + getattr(other, "value", other))
+
+    def __sub__(self, other):
+        return self._next(self.value - other.value)
+
+    def __mul__(self, other):
+        return self._next(self.value * getattr(other, "value", other))
+
+    def __truediv__(self, other):
+        return self._next(self.value / getattr(other, "value", other))
+
+    def sqrt(self):
+        return self._next(self.value.sqrt())
+
+
+def test_adamw_makes_as_many_operations_on_a_parameter_as_counted():
+    """AdamW written out in single operations steps as torch's, so their number is that of the update."""
+    generator = torch.Generator().manual_seed(0)
+    weight, *gradients = (torch.randn(7, 3, generator=generator).double() for _ in range(4))
+    ours, first, second = Counted(weight.clone()), Counted(0 * weight), Counted(0 * weight)
+    theirs = nn.Parameter(weight.clone())
+    optimizer = torch.optim.AdamW([theirs], lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2)
+    for step, gradient in enumerate(gradients, start=1):
+        theirs.grad = gradient
+        optimizer.step()
+        Counted.made, g = 0, Counted(gradient)
+        ours = ours * (1 - 0.1 * 0.2)
+        first = first * 0.8 + g * (1 - 0.8)
+        second = second * 0.9 + g * g * (1 - 0.9)
+        change = (first / (1 - 0.8**step)) / ((second / (1 - 0.9**step)).sqrt() + 1e-3)
+        ours = ours - change * 0.1
+        torch.testing.assert_close(ours.value, theirs.detach())
+        counted = complexity.update_flops(MLP((3, 7)), optimizer="adamw")["elementwise"]
+        assert Counted.made / weight.numel() == counted / (7 * 3 + 7) == 15
+
+
 MEMORY = [  # where the peak comes from the head, attention, the update, the embeddings, and with dropout
     (Size(2, 64), 8, 64, 4096, "adamw", 0.0, "head"),
     (Size(2, 64), 2, 256, 400, "adamw", 0.0, "attention 2"),

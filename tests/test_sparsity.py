@@ -111,7 +111,7 @@ def test_an_attached_dense_model_is_the_same_model():
     model = build()
     assert torch.equal(logits(sparsity.attach(model)), logits(model))
     assert torch.equal(logits(sparsity.finish(sparsity.attach(model, "movement"))), logits(model))
-    with pytest.raises(ValueError, match="masks already"):
+    with pytest.raises(ValueError, match="carries trainable masks"):
         sparsity.attach(sparsity.attach(model))
     with pytest.raises(ValueError, match="apply sparsity.finish"):
         compress.save(sparsity.attach(model), "nowhere")
