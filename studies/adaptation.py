@@ -15,8 +15,6 @@ A text is read through its head and its tail. Finished runs are kept in RUNS, an
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,11 +23,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import pandas as pd
 import torch
 
-from helpers import adaptation, data, models, runtime, stopping
+from helpers import adaptation, data, models, stopping
 from helpers import finetune as ft
 from helpers import tokenizer as tk
 from helpers.adaptation import Way
@@ -96,7 +95,7 @@ def prepared(folder: Path, task: Task) -> ft.Classifier:
     return adaptation.adapt(base.bert, way, dropout=task.dropout, seed=task.seed)
 
 
-def run(folder: Path, task: Task) -> tuple[dict[str, Any], pd.DataFrame]:
+def run(folder: Path, task: Task) -> tuple[common.Row, pd.DataFrame]:
     """One run's row and course."""
     texts, labels = data.take_labelled(reviews(), task.labels, seed=task.seed)
     model = prepared(folder, task)
@@ -126,29 +125,22 @@ def run(folder: Path, task: Task) -> tuple[dict[str, Any], pd.DataFrame]:
     return row | {"seconds": round(result.history.seconds, 1)}, course
 
 
-def one(folder: Path, runs: Path, task: Task, name: str) -> dict[str, Any]:
+def one(folder: Path, runs: Path, task: Task, name: str) -> common.Row:
     """A run's row, with its course as a list of rows; read from ``runs`` when it is there."""
-    if (path := runs / f"{name}.json").exists():
-        return json.loads(path.read_text())
-    torch.set_num_threads(1)
-    row, course = run(folder, task)
-    row |= {
-        "device": runtime.cpu_name(),
-        "precision": runtime.precision(),
-        "torch": runtime.versions()["torch"],
-        "commit": runtime.commit(),
-        "course": course.to_dict("records"),
-    }
-    with runtime.write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(row))
-    print(name, *(f"{row[key]:.3g}" for key in ("val_accuracy", "accuracy", "seconds")), flush=True)
-    return row
+
+    def make() -> common.Row:
+        torch.set_num_threads(1)
+        row, course = run(folder, task)
+        print(name, *(f"{row[key]:.3g}" for key in ("val_accuracy", "accuracy", "seconds")), flush=True)
+        return row | common.provenance() | {"course": course.to_dict("records")}
+
+    return common.kept(runs / f"{name}.json", make)
 
 
-def setting(folder: Path, runs: Path, way: str, labels: int) -> list[dict[str, Any]]:
+def setting(folder: Path, runs: Path, way: str, labels: int) -> list[common.Row]:
     """The runs of a way with a number of labels: the rates with the first seed, the chosen one with all."""
 
-    def at(rate: float, seed: int) -> dict[str, Any]:
+    def at(rate: float, seed: int) -> common.Row:
         return one(folder, runs, Task(way, labels, rate, seed), f"{way}-{labels}-{rate:g}-{seed}")
 
     grid = [at(rate, SEEDS[0]) for rate in WAYS[way]]
@@ -157,7 +149,7 @@ def setting(folder: Path, runs: Path, way: str, labels: int) -> list[dict[str, A
     return [row | {"chosen": row["rate"] == best} for row in rows]
 
 
-def overfitted(folder: Path, runs: Path, arm: str, seed: int) -> list[dict[str, Any]]:
+def overfitted(folder: Path, runs: Path, arm: str, seed: int) -> list[common.Row]:
     """The course of a long run on few labels, one row an evaluation."""
     dropout, decay = ARMS[arm]
     task = Task("full", FEW, RATE, seed, LONG, OFTEN, 16, dropout, decay)
@@ -170,23 +162,10 @@ def overfitted(folder: Path, runs: Path, arm: str, seed: int) -> list[dict[str, 
     return [known[0] | point | known[1] for point in row["course"]]
 
 
-def write(rows: list[dict[str, Any]], path: Path, by: list[str]) -> None:
-    table = pd.DataFrame(rows).drop(columns="course", errors="ignore").sort_values(by)
-    with runtime.write_atomically(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the two tables")
+    parser = common.parser(__doc__, model=True, workers=True)
     parser.add_argument("--labels", type=int, nargs="+", default=LABELS)
-    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    options.runs.mkdir(parents=True, exist_ok=True)
     where = (options.model, options.runs)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
 
@@ -197,9 +176,9 @@ def main() -> None:
         long = [pool.submit(overfitted, *where, arm, seed) for seed in SEEDS for arm in ARMS]
         jobs += begin(options.labels[1:])
         courses = [row for job in long for row in job.result()]
-        write(courses, options.output / "overfitting.csv", ["arm", "seed", "step"])
-        rows = [row for job in jobs for row in job.result()]
-    write(rows, options.output / "adaptation.csv", ["labels", "way", "rate", "seed"])
+        common.write(courses, options.output / "overfitting.csv", by=["arm", "seed", "step"])
+        rows = pd.DataFrame([row for job in jobs for row in job.result()]).drop(columns="course")
+    common.write(rows, options.output / "adaptation.csv", by=["labels", "way", "rate", "seed"])
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def parser(doc: str | None, *, model: bool = False, workers: bool = False) -> ar
     if model:
         made.add_argument("model", type=Path, help="folder of the pre-trained model")
     made.add_argument("--runs", type=folder, required=True, help="where finished runs are kept, and skipped")
-    made.add_argument("--output", type=Path, required=True, help="the table")
+    made.add_argument("--output", type=Path, required=True, help="the table, or the folder of the tables")
     if workers:
         made.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     return made
