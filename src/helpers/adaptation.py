@@ -76,7 +76,8 @@ class Prompted(nn.Module):
     @property
     def config(self) -> Any:
         """The encoder's, with the positions that are left for text."""
-        config = type(self.model.config).from_dict(self.model.config.to_dict())
+        whole: Any = self.model.config
+        config = type(whole).from_dict(whole.to_dict())
         config.max_position_embeddings -= self.virtual
         return config
 
