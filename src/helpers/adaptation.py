@@ -67,6 +67,8 @@ class Way:
 class Prompted(nn.Module):
     """A `peft` model with virtual tokens, giving the states of the real ones alone, as an encoder does."""
 
+    model: Any  # peft builds its classes at run time
+
     def __init__(self, model: nn.Module, virtual: int) -> None:
         super().__init__()
         self.model, self.virtual = model, virtual
@@ -74,7 +76,8 @@ class Prompted(nn.Module):
     @property
     def config(self) -> Any:
         """The encoder's, with the positions that are left for text."""
-        config = type(self.model.config).from_dict(self.model.config.to_dict())
+        whole: Any = self.model.config
+        config = type(whole).from_dict(whole.to_dict())
         config.max_position_embeddings -= self.virtual
         return config
 
@@ -151,14 +154,14 @@ def _lora(encoder: PreTrainedModel, rank: int, seed: int) -> nn.Module:
         return peft.get_peft_model(encoder, config)
 
 
-def _virtual(encoder: PreTrainedModel, way: Way, seed: int) -> nn.Module:
+def _virtual(encoder: PreTrainedModel, way: Way, seed: int) -> Any:
     """The encoder with virtual tokens that begin as words: as N(0, 1) numbers they would drown the text."""
     kind = peft.PromptTuningConfig if way.kind == "prompt" else peft.PrefixTuningConfig
     start = _as_prompt if way.kind == "prompt" else _as_prefix
     words = virtual_words(encoder, way.size, seed)
     weights = start(encoder, words)
     with _adding(seed):
-        model = peft.get_peft_model(
+        model: Any = peft.get_peft_model(
             encoder, kind(num_virtual_tokens=way.size, task_type="FEATURE_EXTRACTION")
         )
     with torch.no_grad():
