@@ -170,7 +170,7 @@ def log_axes(ax: Axes, which: str, ticks: Sequence[float] = ()) -> None:
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[str, float, float, object]]) -> None:
-    """Names at the right ends of lines, pushed apart vertically until none overlaps another."""
+    """Names at the right ends of lines, pushed apart until none overlaps another, above lines that go on."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     need = 13.0 * figure.dpi / 72  # a line of text, in pixels
@@ -189,6 +189,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[str, float, float, object]]) -> No
         ax.annotate(
             name, (x, y), (5, shift), textcoords="offset points", color=darker(colour), va="center",
             fontsize=9.5, annotation_clip=False,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
         )  # fmt: skip
 
 
