@@ -88,3 +88,24 @@ def test_mrpc_is_not_asked_for_in_the_quick_profile(monkeypatch):
     monkeypatch.setenv("BOOK_PROFILE", "quick")
     with pytest.raises(data.DataUnavailable, match="BOOK_PROFILE=colab"):
         pairs.mrpc()
+
+
+def test_mrpc_is_read_at_its_pinned_revision(monkeypatch):
+    def load_dataset(name, config, *, revision):
+        assert (name, config, len(revision)) == ("nyu-mll/glue", "mrpc", 40)
+        return {"train": {"sentence1": ["A b."], "sentence2": ["B a."], "label": [1]}}
+
+    monkeypatch.setenv("BOOK_PROFILE", "colab")
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    read = pairs.mrpc()["train"]
+    assert (read.first, read.second, read.labels.tolist()) == (("A b.",), ("B a.",), [1])
+
+
+def test_mrpc_out_of_reach_is_named_with_its_revision(monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setenv("BOOK_PROFILE", "colab")
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(data.DataUnavailable, match=r"nyu-mll/glue@bcdcba7 .*no network"):
+        pairs.mrpc()

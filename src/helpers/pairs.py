@@ -19,7 +19,7 @@ from helpers.finetune import Windows
 
 _END = re.compile(r"(?<=[.!?])\s+")
 FEWEST_WORDS = 4  # "Yes." follows anything
-MRPC = "nyu-mll/glue"
+MRPC = ("nyu-mll/glue", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c")  # name and revision on the hub
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,12 @@ def mrpc() -> dict[str, Pairs]:
         raise data.DataUnavailable("MRPC is read from the hub: set BOOK_PROFILE=colab to download it")
     from datasets import load_dataset
 
+    name, revision = MRPC
     try:
-        parts = load_dataset(MRPC, "mrpc")
+        parts = load_dataset(name, "mrpc", revision=revision)
     except (OSError, ConnectionError, ValueError) as error:
-        raise data.DataUnavailable(f"cannot read {MRPC} (mrpc) from the hub: {error}") from error
+        raise data.DataUnavailable(f"cannot read {name}@{revision[:7]} from the hub ({error})") from error
     return {
-        name: Pairs(tuple(part["sentence1"]), tuple(part["sentence2"]), np.asarray(part["label"], np.int64))
-        for name, part in parts.items()
+        split: Pairs(tuple(part["sentence1"]), tuple(part["sentence2"]), np.asarray(part["label"], np.int64))
+        for split, part in parts.items()
     }
