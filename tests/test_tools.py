@@ -1,6 +1,7 @@
 """The tools: environment, pins, gate, labels, text round trip, execution, address."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -196,6 +197,12 @@ def test_peak_memory_counts_children():
     with subprocess.Popen([sys.executable, "-c", child]) as process:
         memory.start(process.pid)
     assert memory.stop() > 10**8
+
+
+def test_a_run_shorter_than_the_interval_is_sampled():
+    memory = execution.PeakMemory(interval=3600)
+    memory.start(os.getpid())
+    assert memory.stop() > 10**6
 
 
 # Labels

@@ -44,8 +44,10 @@ class PeakMemory:
         self._thread.start()
 
     def _watch(self, process: psutil.Process) -> None:
-        while not self._stop.wait(self.interval):
+        while True:  # at least one sample, however short the run
             self.peak = max(self.peak, resident_bytes(process))
+            if self._stop.wait(self.interval):
+                break
 
     def stop(self) -> int:
         self._stop.set()

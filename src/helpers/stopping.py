@@ -93,7 +93,7 @@ def tune(
 
 
 def _copy(model: nn.Module) -> State:
-    return {name: p.clone() for name, p in adaptation.trained(model).items()}
+    return {name: p.detach().clone() for name, p in adaptation.trained(model).items()}
 
 
 def judge(guesses: np.ndarray, answers: np.ndarray) -> dict[str, float]:
