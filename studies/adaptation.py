@@ -18,7 +18,7 @@ from __future__ import annotations
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ import torch
 
 from helpers import adaptation, data, models, stopping
 from helpers import finetune as ft
-from helpers import tokenizer as tk
 from helpers.adaptation import Way
 
 SEQ_LEN, WINDOWS, BATCH, STEPS, EVERY = 64, 2, 32, 60, 30
@@ -69,20 +68,13 @@ class Task:
         )  # fmt: skip
 
 
-@cache
-def reviews() -> data.Reviews:
-    return data.reviews("imdb")
-
-
-def cut(folder: Path, texts: list[str]) -> ft.Windows:
-    """Texts as their first and last tokens."""
-    return ft.cut_windows(tk.encode(tk.load(folder), texts), seq_len=SEQ_LEN, windows=WINDOWS)
+cut = partial(common.cut, seq_len=SEQ_LEN, windows=WINDOWS)
 
 
 @cache
 def held_out(folder: Path, split: str) -> tuple[ft.Windows, np.ndarray]:
     """The first texts of a split: a random sample, since they are ordered by hash."""
-    texts, labels = reviews().labelled(split)
+    texts, labels = common.reviews().labelled(split)
     return cut(folder, texts[: HELD_OUT[split]]), labels[: HELD_OUT[split]]
 
 
@@ -97,7 +89,7 @@ def prepared(folder: Path, task: Task) -> ft.Classifier:
 
 def run(folder: Path, task: Task) -> tuple[common.Row, pd.DataFrame]:
     """One run's row and course."""
-    texts, labels = data.take_labelled(reviews(), task.labels, seed=task.seed)
+    texts, labels = data.take_labelled(common.reviews(), task.labels, seed=task.seed)
     model = prepared(folder, task)
     validation, (test, truth) = held_out(folder, "validation"), held_out(folder, "test")
     result = stopping.tune(

@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from helpers import finetune, runtime
+from helpers import data, finetune, runtime
+from helpers import tokenizer as tk
 
 Row = dict[str, Any]
 
@@ -76,6 +78,17 @@ def write(rows: pd.DataFrame | list[Row], output: Path, by: list[str]) -> None:
     """Write the table, sorted by these columns; numbers get six digits."""
     with runtime.write_atomically(output) as temporary:
         pd.DataFrame(rows).sort_values(by).to_csv(temporary, index=False, float_format="%.6g")
+
+
+@cache
+def reviews() -> data.Reviews:
+    """The labelled reviews of IMDB, read once a process."""
+    return data.reviews("imdb")
+
+
+def cut(model: Path, texts: list[str], *, seq_len: int, windows: int) -> finetune.Windows:
+    """Texts as the first and last tokens that the model in this folder reads of them."""
+    return finetune.cut_windows(tk.encode(tk.load(model), texts), seq_len=seq_len, windows=windows)
 
 
 @torch.no_grad()

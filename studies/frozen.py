@@ -11,7 +11,6 @@ encoders are kept in FOLDER, and skipped.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,10 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 COPIED = ("layers", "hidden", "params_non_embedding", "tokens", "mlm_loss")
 
 
-@cache
-def reviews() -> data.Reviews:
-    return data.reviews("imdb")
-
-
 def tables() -> dict[str, tuple[list[str], np.ndarray]]:
     """Texts and labels of everything that is read: the largest draw of each seed, and the judges."""
-    drawn = {f"draw {seed}": data.take_labelled(reviews(), max(LABELS), seed=seed) for seed in DRAWS}
-    held = {split: reviews().labelled(split) for split in HELD_OUT}
+    drawn = {f"draw {seed}": data.take_labelled(common.reviews(), max(LABELS), seed=seed) for seed in DRAWS}
+    held = {split: common.reviews().labelled(split) for split in HELD_OUT}
     return drawn | {
         split: (texts[: HELD_OUT[split]], labels[: HELD_OUT[split]])
         for split, (texts, labels) in held.items()
@@ -71,7 +65,7 @@ def probes(name: str, folder: Path | None, about: common.Row) -> list[common.Row
     for seed in DRAWS:
         place = {text: i for i, text in enumerate(parts[f"draw {seed}"][0])}
         for count in LABELS:
-            texts, labels = data.take_labelled(reviews(), count, seed=seed)
+            texts, labels = data.take_labelled(common.reviews(), count, seed=seed)
             chosen = features[f"draw {seed}"][[place[text] for text in texts]]
             tried = []
             for strength in STRENGTHS:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from torch import nn
 
 from helpers import complexity, compress, data, models, pretrain, runtime, training
 from helpers import finetune as ft
-from helpers import tokenizer as tk
 from helpers.compress import distill, lowrank, quantize, sharing, sparsity, storage, structured
 from helpers.compress.distill import Recipe
 from helpers.compress.sparsity import Schedule
@@ -73,34 +72,26 @@ ARMS = {
 }
 
 
-@cache
-def reviews() -> data.Reviews:
-    """The labelled reviews of the book."""
-    return data.reviews("imdb")
-
-
-def cut(folder: Path, texts: list[str]) -> ft.Windows:
-    """Texts as their first and last tokens."""
-    return ft.cut_windows(tk.encode(tk.load(folder), texts), seq_len=SEQ_LEN, windows=WINDOWS)
+cut = partial(common.cut, seq_len=SEQ_LEN, windows=WINDOWS)
 
 
 @cache
 def labelled(folder: Path, seed: int) -> tuple[ft.Windows, torch.Tensor]:
     """The labelled reviews of a seed."""
-    texts, labels = data.take_labelled(reviews(), LABELS, seed=seed)
+    texts, labels = data.take_labelled(common.reviews(), LABELS, seed=seed)
     return cut(folder, texts), torch.from_numpy(labels)
 
 
 @cache
 def unlabelled(folder: Path) -> ft.Windows:
     """All training reviews, without their labels."""
-    return cut(folder, reviews().texts("train"))
+    return cut(folder, common.reviews().texts("train"))
 
 
 @cache
 def held_out(folder: Path) -> tuple[ft.Windows, np.ndarray]:
     """The first reviews of the test split: a random sample, since they are ordered by hash."""
-    texts, labels = reviews().labelled("test")
+    texts, labels = common.reviews().labelled("test")
     return cut(folder, texts[:TEXTS]), labels[:TEXTS]
 
 
