@@ -76,6 +76,7 @@ def in_processes(work: Callable[..., Any], jobs: Iterable[Sequence[Any]], worker
 
 def write(rows: pd.DataFrame | list[Row], output: Path, by: list[str]) -> None:
     """Write the table, sorted by these columns; numbers get six digits."""
+    output.parent.mkdir(parents=True, exist_ok=True)  # hours of runs must not end at a missing folder
     with runtime.write_atomically(output) as temporary:
         pd.DataFrame(rows).sort_values(by).to_csv(temporary, index=False, float_format="%.6g")
 
