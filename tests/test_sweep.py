@@ -277,6 +277,42 @@ def test_the_command_line_runs_collects_and_plans(here, tmp_path, capsys):
             sweep.main(wrong)
 
 
+def test_a_table_grows_and_its_rows_stay_to_the_letter(here, tmp_path, capsys):
+    path, table, logs = write(tmp_path), tmp_path / "rows.csv", tmp_path / "logs.csv"
+
+    def collect(folder):
+        words = ["collect", str(path), "--folder", str(tmp_path / folder), "--output", str(table)]
+        sweep.main([*words, "--logs", str(logs)])
+        return capsys.readouterr().out
+
+    assert "0 of 2 runs done" in collect("nothing") and not table.exists()
+    sweep.main(["run", str(path), "--folder", str(tmp_path / "here")])
+    capsys.readouterr()
+    collect("here")
+    # Rows from another machine, whose folders are not on this one.
+    first = table.read_text().replace("e-", "E-").splitlines()
+    first[1:] = [",".join(["0", *line.split(",")[1:-1], "0012345"]) for line in first[1:2]]
+    table.write_text("\n".join(first) + "\n")
+    curve = logs.read_text()
+    assert "2 of 2 runs done" in collect("here")
+    lines = table.read_text().splitlines()
+    assert lines[:2] == first and len(lines) == 4  # the foreign row first, then both of this study
+    assert logs.read_text() == curve
+    assert "2 of 2 runs done" in (said := collect("here")) and "2 of them stood there already" in said
+    assert table.read_text().splitlines() == lines
+    assert "2 of 2 runs done" in collect("nothing") and table.read_text().splitlines() == lines
+
+
+def test_a_table_of_something_else_is_not_written_to(here, tmp_path, capsys):
+    path, table, runs = write(tmp_path), tmp_path / "rows.csv", tmp_path / "runs"
+    table.write_text("run_id,accuracy\n7,0.5\n")
+    sweep.main(["run", str(path), "--folder", str(runs)])
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main(["collect", str(path), "--folder", str(runs), "--output", str(table)])
+    assert "is another table: it has the columns run_id, accuracy" in capsys.readouterr().err
+    assert table.read_text() == "run_id,accuracy\n7,0.5\n"
+
+
 def test_the_command_line_shows_what_a_file_gets_wrong_without_a_traceback(tmp_path, capsys):
     path = write(tmp_path, STUDY.replace("batch", "bach"))
     with pytest.raises(SystemExit, match="2"):

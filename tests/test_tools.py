@@ -390,13 +390,17 @@ def test_the_colab_check_names_what_the_setup_cell_changed():
 def test_the_colab_check_installs_what_the_setup_cell_installs(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(colab, "versions", lambda folder: {"numpy": "2.1.3"})
-    monkeypatch.setattr(
-        colab, "pip", lambda folder, *words: asked.append((words, Path(words[3]).read_text()))
-    )
+
+    def pip(folder, *words):
+        assert words[:3] == ("install", "--quiet", "--constraint") and len(words) == 5
+        asked.append((Path(words[3]).read_text(), Path(words[4])))
+        assert {path.name for path in asked[0][1].iterdir()} >= {"pyproject.toml", "src"}
+
+    monkeypatch.setattr(colab, "pip", pip)
     colab.install_as_the_setup_cell(tmp_path)
-    (words, held) = asked[0]
-    assert words[:3] == ("install", "--quiet", "--constraint") and words[4:] == (str(colab.ROOT),)
-    assert held == "numpy==2.1.3"
+    (held, clone) = asked[0]
+    # Not from the book's own folder, where pip would leave what it builds.
+    assert held == "numpy==2.1.3" and colab.ROOT not in (clone, *clone.parents)
 
 
 def test_the_colab_check_passes_over_a_python_that_does_not_start(monkeypatch, tmp_path):

@@ -91,16 +91,25 @@ def changes(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 
 def install_as_the_setup_cell(folder: Path) -> None:
-    """The cell's own pip line, with this folder in place of Colab's clone and a list of what is there."""
+    """The cell's own pip line, with a copy of this package in place of Colab's clone, and what is there."""
     found = re.search(r"%pip (install .*)", SETUP)
     if not found:
         raise SystemExit("the setup cell has no line that starts with %pip install")
     with tempfile.TemporaryDirectory() as temporary:
-        has = Path(temporary) / "has.txt"
+        has, clone = Path(temporary) / "has.txt", Path(temporary) / "book"
         has.write_text("\n".join(f"{name}=={version}" for name, version in versions(folder).items()))
-        places = {"/content/has.txt": str(has), "/content/book": str(ROOT)}
+        copy_package(clone)
+        places = {"/content/has.txt": str(has), "/content/book": str(clone)}
         words = [places.get(word, word) for word in found.group(1).split()]
         pip(folder, *words)
+
+
+def copy_package(clone: Path) -> None:
+    """What pip builds `helpers` from. It builds in place, and would leave its files among the book's."""
+    clone.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone / name)
+    shutil.copytree(ROOT / "src", clone / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
 
 
 def runs(path: Path) -> bool:

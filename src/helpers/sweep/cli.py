@@ -13,7 +13,7 @@ import pandas as pd
 
 from helpers import reporting, runtime
 from helpers.sweep.planning import calibrate, plan, wall_hours
-from helpers.sweep.rows import collect, collect_logs
+from helpers.sweep.rows import collect, collect_logs, grow, run_id
 from helpers.sweep.schedule import ENGINES, RETRIES, make_engine, run
 from helpers.sweep.status import render, status, summary
 from helpers.sweep.study import Study
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "plan": "runs, FLOPs and hours, before anything starts",
         "run": "run what is missing; may be killed and started again",
         "status": "a table of what is done, and the time left",
-        "collect": "write the rows of finished runs",
+        "collect": "add the rows of finished runs to a table",
     }
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in tables.items()}
     for command in made.values():
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--retries", type=int, default=RETRIES, help="attempts in a row that may get no further")
     add("--checkpoint-seconds", type=float, default=120.0)
     made["status"].add_argument("--watch", type=float, metavar="SECONDS", help="show again until all is done")
-    made["collect"].add_argument("--output", type=Path, required=True, help="the CSV to write")
+    made["collect"].add_argument("--output", type=Path, required=True, help="the CSV; rows that it has stay")
     made["collect"].add_argument("--logs", type=Path, help="a second CSV, of training losses along the runs")
     return top
 
@@ -152,13 +152,18 @@ def _status(studies: list[Study], folder: Path, options: argparse.Namespace) -> 
 
 
 def _collect(studies: list[Study], folder: Path, options: argparse.Namespace) -> None:
-    tables = [collect(study, study.load_corpus().digest, folder) for study in studies]
-    rows = pd.concat(tables, ignore_index=True)
+    digests = [study.load_corpus().digest for study in studies]
+    both = list(zip(studies, digests, strict=True))
+    rows = pd.concat([collect(study, digest, folder) for study, digest in both], ignore_index=True)
     # Two studies may share runs; a row is written once.
     rows = rows.drop_duplicates("run_id") if len(rows) else rows
-    with runtime.write_atomically(options.output) as temporary:
-        rows.to_csv(temporary, index=False, float_format="%.6g")
+    ids = [run_id(config, digest) for study, digest in both for config in study.configs()]
+    wanted = list(dict.fromkeys(ids))
+    known = grow(options.output, rows, wanted)
     if options.logs and len(rows):
-        with runtime.write_atomically(options.logs) as temporary:
-            collect_logs(rows["run_id"], folder).to_csv(temporary, index=False, float_format="%.5g")
-    print(f"{len(rows)} of {sum(len(study.configs()) for study in studies)} runs done, in {options.output}")
+        grow(options.logs, collect_logs(rows["run_id"], folder), wanted, digits=5)
+    found = set(rows["run_id"]) if len(rows) else set()
+    words = f"{len(set(wanted) & (found | set(known)))} of {len(wanted)} runs done, in {options.output}"
+    if again := len(found & set(known)):
+        words += f"; {again} of them stood there already and were left as they were"
+    print(words)

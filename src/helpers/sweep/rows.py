@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -104,6 +105,33 @@ def collect_logs(run_ids: Sequence[str], folder: Path) -> pd.DataFrame:
     """
     logs = [pd.read_csv(folder / name / "log.csv").assign(run_id=name) for name in run_ids]
     return pd.concat(logs, ignore_index=True)[["run_id", "step", "rate", "mlm"]]
+
+
+def grow(path: Path, rows: pd.DataFrame, order: Sequence[str], *, digits: int = 6) -> list[str]:
+    """Add to the CSV at ``path`` the rows of the runs that it lacks; returns the run ids that it had already.
+
+    Those stay as they are, to the letter: a table is made on several machines, and a run that is repeated on
+    another one must not change what was published. Runs are written in ``order``; others stand before them.
+    """
+    old = _read_text(path) if path.exists() else pd.DataFrame({"run_id": []}, dtype=str)
+    known = list(dict.fromkeys(old["run_id"]))
+    new = rows[~rows["run_id"].isin(known)] if len(rows) else rows
+    if new.empty:
+        return known
+    if known and list(new.columns) != list(old.columns):
+        raise ValueError(f"{path} is another table: it has the columns {', '.join(old.columns)}")
+    new = _read_text(io.StringIO(new.to_csv(index=False, float_format=f"%.{digits}g")))
+    place = {name: i for i, name in enumerate(order)}
+    table = pd.concat([old, new] if known else [new])
+    table = table.sort_values("run_id", key=lambda ids: ids.map(place).fillna(-1), kind="stable")
+    with runtime.write_atomically(path) as temporary:
+        table.to_csv(temporary, index=False)
+    return known
+
+
+def _read_text(file: Path | io.StringIO) -> pd.DataFrame:
+    """A CSV whose cells stay the text that they are: a commit of digits alone is no number."""
+    return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
 def is_past_plateau(row: dict[str, Any]) -> bool:
