@@ -3,12 +3,10 @@
     python studies/ner.py MODEL_FOLDER --runs RUNS --output book/results/ner.csv
 
 A setting is a number of training sentences and of optimizer steps. Each start tries two learning rates with
-the first seed; entity F1 on the validation part chooses, and the chosen rate runs with the other seeds. With
-few sentences MiniLM is a third start (extra `minilm`): like the book's models it knows no capital letters,
-but it has read far more text. Three rows need no training: the tag O everywhere, and the tag that each word,
-with its capitals or without, had most often in all training sentences. CoNLL-2003 is fetched by
-`helpers.conll` and not shipped. Finished runs are kept in RUNS, and skipped; `--only` makes one setting, to
-divide the work.
+the first seed; entity F1 on the validation part chooses, and the chosen rate runs with the other seeds.
+Three rows need no training: the tag O everywhere, and the tag that each word, with its capitals or without,
+had most often in all training sentences. CoNLL-2003 is fetched by `helpers.conll` and not shipped. Finished
+runs are kept in RUNS, and skipped; `--only` makes one setting, to divide the work.
 """
 
 from __future__ import annotations
@@ -21,17 +19,14 @@ from functools import cache
 from pathlib import Path
 
 import common
-from transformers import PreTrainedModel
 
-from helpers import minilm, models, ner, runtime
+from helpers import models, ner, runtime
 from helpers import tokenizer as tk
 from helpers.finetune import FinetuneConfig
 
 SEQ_LEN, BATCH = 64, 32
 PLAN = {"few": (1_000, 200), "all": (14_041, 450)}  # training sentences, steps: 450 read all of them once
-# Rates of AdamW. The book's models move their encoder's matrices by Muon, at a rate that is fixed; for MiniLM
-# AdamW moves everything, at rates that suit its size.
-RATES = {"pre-trained": (3e-3, 1e-2), "scratch": (3e-3, 1e-2), "MiniLM": (1e-4, 3e-4)}
+RATES = (3e-3, 1e-2)  # AdamW's, for embeddings and head; Muon's, for the encoder's matrices, is fixed
 MUON_RATE = 2e-3
 SEEDS = (0, 1, 2)
 
@@ -45,7 +40,6 @@ class Setting:
 
 
 SETTINGS = [Setting(plan, start) for plan in PLAN for start in ("pre-trained", "scratch")]
-SETTINGS.append(Setting("few", "MiniLM"))
 
 
 @cache
@@ -55,12 +49,10 @@ def corpus() -> dict[str, ner.Tagged]:
 
 
 @cache
-def rows_of(folder: Path | None, split: str, count: int | None = None) -> ner.Aligned:
-    """The first ``count`` sentences of a split as rows of pieces; no folder means MiniLM's pieces."""
-    sentences = corpus()[split].first(count or len(corpus()[split]))
-    if folder is None:
-        return minilm.align(sentences, seq_len=SEQ_LEN)
-    return ner.align(tk.load(folder), sentences, seq_len=SEQ_LEN)
+def rows_of(folder: Path, split: str, count: int | None = None) -> ner.Aligned:
+    """Sentences of a split as rows of pieces; the first ``count`` of them."""
+    sentences = corpus()[split]
+    return ner.align(tk.load(folder), sentences.first(count or len(sentences)), seq_len=SEQ_LEN)
 
 
 def measured(predicted: dict[str, list[list[str]]]) -> dict[str, float]:
@@ -103,30 +95,20 @@ def one(folder: Path, runs: Path, setting: Setting, rate: float, seed: int) -> c
     return common.kept(path, lambda: run(folder, setting, rate, seed, path.with_suffix(".tags.json")))
 
 
-def encoder_of(folder: Path, start: str, seed: int) -> PreTrainedModel:
-    """The encoder that a setting begins with; the seed decides fresh weights."""
-    if start == "MiniLM":
-        return minilm.load()
-    model = models.load(folder).float()
-    if start == "scratch":
-        vocabulary = model.config.vocab_size
-        model = models.build(models.size_of(model), vocab_size=vocabulary, seed=100 + seed)
-    return model.bert
-
-
 def run(folder: Path, setting: Setting, rate: float, seed: int, tags: Path) -> common.Row:
     """Train one tagger and judge it; the tags of the test part are written to ``tags``."""
     sentences, steps = PLAN[setting.plan]
-    pieces = None if setting.start == "MiniLM" else folder
-    optimizer = "muon" if pieces else "adamw"
+    model = models.load(folder).float()
+    if setting.start == "scratch":
+        vocabulary = model.config.vocab_size
+        model = models.build(models.size_of(model), vocab_size=vocabulary, seed=100 + seed)
     config = FinetuneConfig(
-        epochs=0, min_steps=steps, batch=BATCH, optimizer=optimizer, lr=MUON_RATE, lr_adam=rate, seed=seed
+        epochs=0, min_steps=steps, batch=BATCH, optimizer="muon", lr=MUON_RATE, lr_adam=rate, seed=seed
     )
-    encoder = encoder_of(folder, setting.start, seed)
-    trained = ner.finetune(encoder, rows_of(pieces, "train", sentences), config, progress=False)
-    predicted = {s: ner.predict(trained.model, rows_of(pieces, s)) for s in ("validation", "test")}
+    trained = ner.finetune(model.bert, rows_of(folder, "train", sentences), config, progress=False)
+    predicted = {s: ner.predict(trained.model, rows_of(folder, s)) for s in ("validation", "test")}
     row = {"start": setting.start, "sentences": sentences, "steps": steps, "rate": rate, "seed": seed}
-    row |= measured(predicted) | {"optimizer": optimizer, "seconds": round(trained.history.seconds, 1)}
+    row |= measured(predicted) | {"optimizer": "muon", "seconds": round(trained.history.seconds, 1)}
     with runtime.write_atomically(tags) as temporary:
         temporary.write_text(json.dumps(predicted["test"]))
     return row
@@ -134,7 +116,7 @@ def run(folder: Path, setting: Setting, rate: float, seed: int, tags: Path) -> c
 
 def family(folder: Path, runs: Path, setting: Setting) -> list[common.Row]:
     """The runs of one setting: both rates with the first seed, then the chosen one with the others."""
-    grid = [one(folder, runs, setting, rate, SEEDS[0]) for rate in RATES[setting.start]]
+    grid = [one(folder, runs, setting, rate, SEEDS[0]) for rate in RATES]
     best = max(grid, key=lambda row: row["val_f1"])["rate"]
     rows = grid + [one(folder, runs, setting, best, seed) for seed in SEEDS[1:]]
     return [row | {"chosen": row["rate"] == best} for row in rows]

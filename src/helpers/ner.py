@@ -6,10 +6,8 @@ of several pieces is tagged at its first piece; the others have no label (Devlin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,7 +30,6 @@ __all__ = [
     "Tagger",
     "TrainedTagger",
     "align",
-    "align_pieces",
     "conll2003",
     "entities",
     "finetune",
@@ -80,17 +77,10 @@ def align(tokenizer: PreTrainedTokenizerFast, sentences: Tagged, *, seq_len: int
     lost; a word that no piece can spell becomes ``[UNK]``. Raises ``ValueError`` when there is no sentence,
     or a row is too short to hold a word.
     """
-    vocabulary = sorted({word for words in sentences.words for word in words})
-    pieces = tk.encode(tokenizer, vocabulary) if vocabulary else []
-    return align_pieces(dict(zip(vocabulary, pieces, strict=True)), sentences, seq_len=seq_len)
-
-
-def align_pieces(spelt: Mapping[str, np.ndarray], sentences: Tagged, *, seq_len: int = 128) -> Aligned:
-    """:func:`align` for words whose pieces are known: ``spelt`` has the ids of each word, of any vocabulary
-    whose special tokens are those of :mod:`helpers.tokenizer`.
-    """
     if len(sentences) == 0 or seq_len < 3:
         raise ValueError(f"need sentences and a seq_len of at least 3, got {len(sentences)} and {seq_len}")
+    vocabulary = sorted({word for words in sentences.words for word in words})
+    spelt = dict(zip(vocabulary, tk.encode(tokenizer, vocabulary), strict=True))
     rows: list[list[int]] = []
     marks: list[list[int]] = []
     places: list[int] = []
