@@ -34,6 +34,16 @@ def test_the_same_texts_give_the_same_vocabulary_from_cache_or_not(cache):
     assert len(list(cache.iterdir())) == 3
 
 
+def test_symbols_inside_words_are_numbered_by_how_often_they_stand_there():
+    """The trainer's own order of them is random, and with it that of all ids in a corpus."""
+    symbols = "\u00a3\u00a6\u00a8\u00b4\u00b1\u00d7\u00f7\u00ac"
+    texts = [f"a{c}b {c} fox{c}" for count, c in enumerate(symbols, start=2) for _ in range(count)]
+    vocabularies = [tk._train(texts, 120).get_vocab() for _ in range(4)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+    numbers = [vocabularies[0][f"##{c}"] for c in reversed(symbols)]
+    assert numbers == sorted(numbers)
+
+
 def test_encoding_is_lower_case_without_special_tokens_and_decodes_back(cache):
     tokenizer = tk.train_wordpiece(TEXTS, 200)
     ids = tk.encode(tokenizer, ["The LAZY fox.", "", "日"])

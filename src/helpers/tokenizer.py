@@ -18,7 +18,7 @@ from helpers import runtime
 # The ids follow from the order: [PAD] must be 0, as BERT's configurations assume.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(5)
-_FORMAT = 2  # part of the cache key: raise it when the construction below changes
+_FORMAT = 3  # part of the cache key: raise it when the construction below changes
 
 
 _ALPHABET = 80
@@ -42,12 +42,13 @@ def _train(texts: list[str], vocab_size: int) -> Tokenizer:
 
     The trainer numbers the letters inside words ("##e") in the order of a randomly seeded hash table, and
     breaks ties of counts by these numbers: two trainings differ. Passed as special tokens, the letters have
-    fixed numbers.
+    fixed numbers. Symbols inside words ("##£") are too rare to break a tie, and are numbered afterwards.
     """
     blank = _blank()
+    clean = [blank.normalizer.normalize_str(text) for text in texts]
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(blank.normalizer.normalize_str(text))
+    for text in clean:
+        counts.update(text)
     letters = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))[:_ALPHABET]
     inside = [f"##{c}" for c in letters if not unicodedata.category(c).startswith(("P", "S"))]
     trainer = trainers.WordPieceTrainer(
@@ -58,9 +59,26 @@ def _train(texts: list[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     blank.train_from_iterator(texts, trainer)
-    tokenizer = _blank(blank.get_vocab())  # without the letters among the special tokens
+    vocabulary = blank.get_vocab()
+    symbols = {c for c in letters if f"##{c}" in vocabulary and f"##{c}" not in inside}
+    pieces = [f"##{c}" for c in _by_use_inside_words(blank, clean, symbols)]
+    vocabulary |= dict(zip(pieces, sorted(vocabulary[piece] for piece in pieces), strict=True))
+    tokenizer = _blank(vocabulary)  # without the letters among the special tokens
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
+
+
+def _by_use_inside_words(blank: Tokenizer, clean: list[str], symbols: set[str]) -> list[str]:
+    """Symbols by how often they stand inside a word of these texts, most frequent first."""
+    counts = Counter(
+        c
+        for text in clean
+        if symbols & set(text)
+        for word, _ in blank.pre_tokenizer.pre_tokenize_str(text)
+        for c in word[1:]
+        if c in symbols
+    )
+    return sorted(symbols, key=lambda c: (-counts[c], c))
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

@@ -101,7 +101,7 @@ def _run(
             result.history.log.to_csv(temporary, index=False)
         # Last: its presence means that the run is done.
         with runtime.write_atomically(folder / "row.json") as temporary:
-            temporary.write_text(json.dumps(row(result, corpus, trunk=trunk)))
+            temporary.write_text(json.dumps(row(result, corpus)))
 
 
 @contextlib.contextmanager

@@ -39,7 +39,14 @@ def trunk_of(family: Sequence[PretrainConfig]) -> tuple[PretrainConfig, frozense
     return replace(longest, tokens=max(branches) * longest.batch_tokens, decay_share=0.0), branches
 
 
-def row(result: pretrain.Pretrained, corpus: Corpus, *, trunk: str = "") -> dict[str, Any]:
+def stable_id(config: PretrainConfig, corpus_digest: str) -> str:
+    """The hash of all that decides a run before it decays. Runs that share it are one run until the first of
+    them branches off, however long each is and wherever it was made.
+    """
+    return run_id(replace(config, tokens=config.batch_tokens, decay_share=0.0), corpus_digest)
+
+
+def row(result: pretrain.Pretrained, corpus: Corpus) -> dict[str, Any]:
     """The row of a finished run: settings, counts, losses, time and where it ran. Units are in
     ``book/results/README.md``.
     """
@@ -49,7 +56,7 @@ def row(result: pretrain.Pretrained, corpus: Corpus, *, trunk: str = "") -> dict
     blocks = config.unique_blocks or len(corpus.train)
     return {
         "run_id": run_id(config, corpus.digest),
-        "trunk": trunk,
+        "trunk": stable_id(config, corpus.digest),
         "arch": config.arch,
         "layers": config.size.layers,
         "hidden": config.size.hidden,
@@ -93,10 +100,17 @@ def row(result: pretrain.Pretrained, corpus: Corpus, *, trunk: str = "") -> dict
 
 
 def collect(study: Study, corpus_digest: str, folder: Path) -> pd.DataFrame:
-    """The rows of a study that are done, in the order of the study, judged by today's ``PAST_PLATEAU``."""
-    paths = (folder / run_id(config, corpus_digest) / "row.json" for config in study.configs())
-    rows = [json.loads(path.read_text()) for path in paths if path.exists()]
-    return pd.DataFrame([row | {"past_plateau": is_past_plateau(row)} for row in rows])
+    """The rows of a study that are done, in the order of the study. What follows from a row and a setting is
+    made anew: the trunk, and whether the run is past the plateau.
+    """
+    rows = []
+    for config in study.configs():
+        path = folder / run_id(config, corpus_digest) / "row.json"
+        if path.exists():
+            row = json.loads(path.read_text())
+            row |= {"trunk": stable_id(config, corpus_digest), "past_plateau": is_past_plateau(row)}
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def collect_logs(run_ids: Sequence[str], folder: Path) -> pd.DataFrame:
