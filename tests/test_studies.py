@@ -9,7 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from helpers import pretrain, sweep
+
 FOLDER = Path(__file__).parents[1] / "studies"
+RESULTS = Path(__file__).parents[1] / "book" / "results"
 STUDIES = [path for path in sorted(FOLDER.glob("*.py")) if path.stem != "common"]
 
 
@@ -70,3 +73,35 @@ def test_every_study_tells_how_it_is_run(path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         module.main()
     assert "--output" in capsys.readouterr().out and f"studies/{path.name}" in module.__doc__
+
+
+TABLES = {
+    "ladder": ("ladder", "seeds", "seeds_wide"),
+    "again": ("ladder",),
+    "heldout": ("heldout", "heldout_long", "heldout_small"),
+    "tuning": ("tuning", "tuning_long"),
+    "repeats": ("repeats",),
+}
+
+
+@pytest.mark.slow
+def test_every_shipped_row_is_a_run_of_its_study_on_this_machine():
+    """The text, its tokens and the hash are the same everywhere; else a live run finds no shipped twin."""
+    digest = pretrain.load_corpus().digest
+    for name, files in TABLES.items():
+        studies = [sweep.Study.read(FOLDER / f"{file}.toml") for file in files]
+        trunks = {
+            sweep.run_id(config, digest): sweep.stable_id(config, digest)
+            for study in studies
+            for config in study.configs()
+        }
+        table = pd.read_csv(RESULTS / f"{name}.csv")
+        assert not table["run_id"].duplicated().any()
+        assert dict(zip(table["run_id"], table["trunk"], strict=True)).items() <= trunks.items(), name
+
+
+def test_what_is_held_out_stands_in_no_table_that_is_fitted():
+    held, ladder = (set(pd.read_csv(RESULTS / f"{name}.csv")["run_id"]) for name in ("heldout", "ladder"))
+    assert held and not held & ladder
+    again = set(pd.read_csv(RESULTS / "again.csv")["run_id"])
+    assert len(again) >= 3 and again <= ladder
