@@ -305,12 +305,13 @@ def test_a_table_grows_and_its_rows_stay_to_the_letter(here, tmp_path, capsys):
 
 def test_a_table_of_something_else_is_not_written_to(here, tmp_path, capsys):
     path, table, runs = write(tmp_path), tmp_path / "rows.csv", tmp_path / "runs"
-    table.write_text("run_id,accuracy\n7,0.5\n")
     sweep.main(["run", str(path), "--folder", str(runs)])
-    with pytest.raises(SystemExit, match="2"):
-        sweep.main(["collect", str(path), "--folder", str(runs), "--output", str(table)])
-    assert "is another table: it has the columns run_id, accuracy" in capsys.readouterr().err
-    assert table.read_text() == "run_id,accuracy\n7,0.5\n"
+    for header in ("run_id,accuracy", "name,accuracy"):
+        table.write_text(f"{header}\n7,0.5\n")
+        with pytest.raises(SystemExit, match="2"):
+            sweep.main(["collect", str(path), "--folder", str(runs), "--output", str(table)])
+        assert f"another table: it has the columns {header.replace(',', ', ')}" in capsys.readouterr().err
+        assert table.read_text() == f"{header}\n7,0.5\n"
 
 
 def test_the_command_line_shows_what_a_file_gets_wrong_without_a_traceback(tmp_path, capsys):

@@ -127,16 +127,17 @@ def grow(path: Path, rows: pd.DataFrame, order: Sequence[str], *, digits: int = 
     Those stay as they are, to the letter: a table is made on several machines, and a run that is repeated on
     another one must not change what was published. Runs are written in ``order``; others stand before them.
     """
-    old = _read_text(path) if path.exists() else pd.DataFrame({"run_id": []}, dtype=str)
+    columns = list(rows.columns) if len(rows) else ["run_id"]
+    old = _read_text(path) if path.exists() else pd.DataFrame(columns=columns, dtype=str)
+    if not set(columns) <= set(old.columns):
+        raise ValueError(f"{path} is another table: it has the columns {', '.join(old.columns)}")
     known = list(dict.fromkeys(old["run_id"]))
     new = rows[~rows["run_id"].isin(known)] if len(rows) else rows
     if new.empty:
         return known
-    if known and list(new.columns) != list(old.columns):
-        raise ValueError(f"{path} is another table: it has the columns {', '.join(old.columns)}")
     new = _read_text(io.StringIO(new.to_csv(index=False, float_format=f"%.{digits}g")))
     place = {name: i for i, name in enumerate(order)}
-    table = pd.concat([old, new] if known else [new])
+    table = pd.concat([old, new])
     table = table.sort_values("run_id", key=lambda ids: ids.map(place).fillna(-1), kind="stable")
     with runtime.write_atomically(path) as temporary:
         table.to_csv(temporary, index=False)
