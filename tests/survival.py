@@ -79,7 +79,8 @@ class Watch:
             stamp = (row.stat().st_ino, row.stat().st_mtime_ns)
             if self.seen.setdefault(row.parent.name, stamp) != stamp:
                 self.twice.add(row.parent.name)
-        self.steps |= {f"{p.parent.name}/{p.name}" for p in self.folder.glob("*/step-*")}
+        places = [p for where in ("*", "*/trunk-*") for p in self.folder.glob(f"{where}/step-*")]
+        self.steps |= {str(p.relative_to(self.folder)) for p in places}
         return len(self.seen) + len(self.steps) > before
 
 

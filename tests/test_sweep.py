@@ -206,12 +206,37 @@ def test_a_family_that_is_cut_anywhere_resumes_to_the_same_rows(
     pd.testing.assert_frame_equal(again.drop(columns=measured), whole.drop(columns=measured))
 
 
-def test_a_budget_added_later_runs_from_the_start(study, corpus, tmp_path, same_weights):
-    size = models.Size(1, 32)
-    sweep.run_family(study.family(size, 0), corpus, tmp_path)
-    more = replace(study, tokens=(1024, 1536, 2048)).family(size, 0)
-    row = sweep.run_family(more, corpus, tmp_path)[1]
-    direct = pretrain.pretrain(corpus, more[1], progress=False)
+# The trunk has checkpoints after 6 steps and at its end, after 12. The budgets branch off after 9, 12 and 18.
+@pytest.mark.parametrize(("tokens", "trained"), [(1536, 3 + 3), (2048, 0), (3072, 6 + 6)])
+def test_a_budget_added_later_goes_on_from_the_nearest_checkpoint(
+    tokens, trained, study, family, corpus, tmp_path, same_weights, monkeypatch
+):
+    sweep.run_family(family, corpus, tmp_path)
+    (more,) = replace(study, tokens=(tokens,)).family(models.Size(1, 32), 0)
+    make_batch, steps = pretrain.make_batch, []
+
+    def counted(blocks, *arguments, **options):
+        if blocks.ids.data_ptr() == corpus.train.ids.data_ptr():
+            steps.append(1)
+        return make_batch(blocks, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "make_batch", counted)
+        (row,) = sweep.run_family([more], corpus, tmp_path)
+    assert len(steps) == trained
+    direct = pretrain.pretrain(corpus, more, progress=False)
+    assert same_weights(models.load(tmp_path / row["run_id"] / "model"), direct.model)
+    assert row["mlm_loss"] == direct.history.final["mlm_loss"] and row["steps"] == more.steps
+
+
+def test_a_damaged_checkpoint_of_the_trunk_is_passed_over(study, family, corpus, tmp_path, same_weights):
+    sweep.run_family(family, corpus, tmp_path)
+    trunk, _ = sweep.trunk_of(family)
+    last = sweep.trunk_folder(tmp_path, trunk, corpus.digest) / f"step-{trunk.steps:08d}"
+    (last / "model.safetensors").write_bytes(b"cut short")
+    (more,) = replace(study, tokens=(3072,)).family(models.Size(1, 32), 0)
+    (row,) = sweep.run_family([more], corpus, tmp_path)
+    direct = pretrain.pretrain(corpus, more, progress=False)
     assert same_weights(models.load(tmp_path / row["run_id"] / "model"), direct.model)
 
 
@@ -385,9 +410,9 @@ def test_status_tells_how_far_and_how_long(study, corpus, tmp_path):
     assert table["state"].tolist() == ["waiting"] * 2 and table["left"].isna().all()
     family = two.families()[0]
     trunk, branches = sweep.trunk_of(family)
-    folder = tmp_path / sweep.run_id(trunk, corpus.digest)
+    folder = sweep.trunk_folder(tmp_path, trunk, corpus.digest)
     pretrain.pretrain(corpus, trunk, folder=folder, keep_steps=branches, progress=False)
-    with families.alone(folder):
+    with families.alone(folder.parent):
         table = sweep.status(two, corpus.digest, tmp_path)
     assert table["state"].tolist() == ["running", "waiting"]
     assert table["share"].tolist() == [12 / 18, 0.0]  # the trunk has 12 steps, the branches 2 and 4

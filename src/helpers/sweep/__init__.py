@@ -14,7 +14,16 @@ from helpers.sweep.cli import main
 from helpers.sweep.engines import Engine, Local
 from helpers.sweep.family import run_family
 from helpers.sweep.planning import calibrate, plan
-from helpers.sweep.rows import PAST_PLATEAU, collect, is_past_plateau, row, run_id, stable_id, trunk_of
+from helpers.sweep.rows import (
+    PAST_PLATEAU,
+    collect,
+    is_past_plateau,
+    row,
+    run_id,
+    stable_id,
+    trunk_folder,
+    trunk_of,
+)
 from helpers.sweep.schedule import run
 from helpers.sweep.status import status
 from helpers.sweep.study import Study, Text
@@ -36,5 +45,6 @@ __all__ = [
     "run_id",
     "stable_id",
     "status",
+    "trunk_folder",
     "trunk_of",
 ]

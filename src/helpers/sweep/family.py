@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from helpers import data, pretrain, runtime
+from helpers import checkpoints, data, pretrain, runtime
 from helpers.pretrain import Corpus, PretrainConfig
-from helpers.sweep.rows import row, run_id, trunk_of
+from helpers.sweep.rows import row, run_id, trunk_folder, trunk_of
 
 try:
     import fcntl
@@ -71,30 +71,40 @@ def run_family(
     ids = [run_id(config, corpus.digest) for config in family]
     if not all((folder / name / "row.json").exists() for name in ids):
         trunk, branches = trunk_of(family)
-        trunk_id = run_id(trunk, corpus.digest)
+        home = trunk_folder(folder, trunk, corpus.digest)
         how: dict[str, Any] = {
             "log_every": 50,
             "progress": progress,
             "checkpoint_seconds": checkpoint_seconds,
         }
-        with alone(folder / trunk_id):
+        with alone(home.parent):
             missing = [name for name in ids if not (folder / name / "row.json").exists()]
-            if missing and not (folder / trunk_id / f"step-{trunk.steps:08d}").exists():
-                pretrain.pretrain(corpus, trunk, folder=folder / trunk_id, keep_steps=branches, **how)
+            begin = _latest(home.parent, trunk.steps) if missing else None
+            if missing and (begin is None or int(begin.name[5:]) < trunk.steps):
+                pretrain.pretrain(corpus, trunk, folder=home, branch_from=begin, keep_steps=branches, **how)
             for config, name in zip(family, ids, strict=True):
-                start = folder / trunk_id / f"step-{config.steps - config.decay_steps:08d}"
-                # A budget added to a finished study has no checkpoint to branch from: it runs from the start.
-                _run(config, corpus, folder / name, start if start.exists() else None, trunk_id, how)
+                _run(config, corpus, folder / name, home.parent, how)
     return [json.loads((folder / name / "row.json").read_text()) for name in ids]
 
 
-def _run(
-    config: PretrainConfig, corpus: Corpus, folder: Path, start: Path | None, trunk: str, how: dict[str, Any]
-) -> None:
-    # Families of two studies can share a run. Without a decay the longest run is the trunk, locked already.
-    with contextlib.nullcontext() if folder.name == trunk else alone(folder):
+def _latest(trunks: Path, step: int) -> Path | None:
+    """The newest whole checkpoint, at ``step`` at the latest, of all trunks in a folder. A budget added to a
+    finished study has none where it branches off: it goes on from an earlier one.
+    """
+    for path in sorted(trunks.glob("trunk-*/step-*"), key=lambda path: path.name, reverse=True):
+        if int(path.name[5:]) <= step:
+            with contextlib.suppress(ValueError):  # not whole
+                checkpoints.read_state(path)
+                return path
+    return None
+
+
+def _run(config: PretrainConfig, corpus: Corpus, folder: Path, trunks: Path, how: dict[str, Any]) -> None:
+    # Families of two studies can share a run. A run of one step is named as its trunks, and locked already.
+    with contextlib.nullcontext() if folder == trunks else alone(folder):
         if (folder / "row.json").exists():
             return
+        start = _latest(trunks, config.steps - config.decay_steps)
         result = pretrain.pretrain(corpus, config, folder=folder, branch_from=start, **how)
         result.save(folder / "model", corpus.tokenizer)
         with runtime.write_atomically(folder / "log.csv") as temporary:

@@ -46,6 +46,13 @@ def stable_id(config: PretrainConfig, corpus_digest: str) -> str:
     return run_id(replace(config, tokens=config.batch_tokens, decay_share=0.0), corpus_digest)
 
 
+def trunk_folder(folder: Path, trunk: PretrainConfig, corpus_digest: str) -> Path:
+    """Where a trunk keeps its checkpoints. Trunks that begin alike lie side by side in one folder, so that a
+    longer one can go on where a shorter one ended.
+    """
+    return folder / stable_id(trunk, corpus_digest) / f"trunk-{trunk.steps:08d}"
+
+
 def row(result: pretrain.Pretrained, corpus: Corpus) -> dict[str, Any]:
     """The row of a finished run: settings, counts, losses, time and where it ran. Units are in
     ``book/results/README.md``.
@@ -157,3 +164,8 @@ def is_past_plateau(row: dict[str, Any]) -> bool:
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint in a run's folder; 0 where there is none."""
     return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
+
+
+def newest_trunk(trunk: Path) -> Path:
+    """Of the trunks that lie beside ``trunk``, the one that got furthest; itself where none has begun."""
+    return max([trunk, *trunk.parent.glob("trunk-*")], key=newest_step)

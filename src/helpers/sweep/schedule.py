@@ -16,7 +16,7 @@ from helpers import complexity, models, runtime
 from helpers.pretrain import Corpus
 from helpers.sweep.engines import Engine, Local
 from helpers.sweep.family import Failure, Task
-from helpers.sweep.rows import collect, newest_step, run_id, trunk_of
+from helpers.sweep.rows import collect, newest_step, run_id, trunk_folder, trunk_of
 from helpers.sweep.study import Family, Study
 
 ENGINES = ("local", "ray")
@@ -110,8 +110,8 @@ def _jobs(study: Study, digest: str, folder: Path) -> list[_Job]:
         names = [run_id(config, digest) for config in family]
         if all((folder / name / "row.json").exists() for name in names):
             continue
-        names.append(run_id(trunk_of(family)[0], digest))
-        jobs.append(_Job(study.name_of(family), family, [folder / name for name in names]))
+        home = trunk_folder(folder, trunk_of(family)[0], digest)
+        jobs.append(_Job(study.name_of(family), family, [*(folder / name for name in names), home]))
     return sorted(jobs, key=lambda job: cost(job.family), reverse=True)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from helpers.sweep.family import at_work
 from helpers.sweep.planning import axes_of, flops_of, tokens_of
-from helpers.sweep.rows import newest_step, run_id, trunk_of
+from helpers.sweep.rows import newest_step, newest_trunk, run_id, trunk_folder, trunk_of
 from helpers.sweep.study import Family, Study
 
 
@@ -34,17 +34,17 @@ def status(study: Study, corpus_digest: str, folder: Path) -> pd.DataFrame:
 
 def _look(study: Study, family: Family, digest: str, folder: Path) -> dict[str, Any]:
     trunk, _ = trunk_of(family)
-    trunk_folder = folder / run_id(trunk, digest)
+    home = trunk_folder(folder, trunk, digest)
     folders = [folder / run_id(config, digest) for config in family]
     rows = [json.loads(p.read_text()) for p in (f / "row.json" for f in folders) if p.exists()]
-    seconds, tokens = (rows[-1]["seconds"], rows[-1]["tokens"]) if rows else _timed(trunk_folder, trunk)
-    steps, total = min(newest_step(trunk_folder), trunk.steps), trunk.steps
+    seconds, tokens = (rows[-1]["seconds"], rows[-1]["tokens"]) if rows else _timed(home, trunk)
+    steps, total = min(newest_step(newest_trunk(home)), trunk.steps), trunk.steps
     for config, place in zip(family, folders, strict=True):
         stable = config.steps - config.decay_steps
         whole = config.decay_steps if (place / "row.json").exists() else 0
         steps, total = steps + max(whole, newest_step(place) - stable, 0), total + config.decay_steps
     done = len(rows) == len(family)
-    state, note = ("done", "") if done else _state(trunk_folder)
+    state, note = ("done", "") if done else _state(home)
     return {
         "size": str(trunk.size),
         "seed": trunk.seed,
@@ -60,9 +60,10 @@ def _look(study: Study, family: Family, digest: str, folder: Path) -> dict[str, 
     }
 
 
-def _timed(folder: Path, trunk: Any) -> tuple[float, int]:
-    """Seconds and tokens of the newest checkpoint; zeros where none can be read."""
-    path = folder / f"step-{newest_step(folder):08d}" / "state.json"
+def _timed(home: Path, trunk: Any) -> tuple[float, int]:
+    """Seconds and tokens of the trunk's newest checkpoint; zeros where none can be read."""
+    furthest = newest_trunk(home)
+    path = furthest / f"step-{newest_step(furthest):08d}" / "state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there yet, or pruned this moment
@@ -70,11 +71,11 @@ def _timed(folder: Path, trunk: Any) -> tuple[float, int]:
     return state["seconds"], state["step"] * trunk.batch_tokens
 
 
-def _state(trunk_folder: Path) -> tuple[str, str]:
-    if at_work(trunk_folder):
+def _state(home: Path) -> tuple[str, str]:
+    if at_work(home.parent):
         return "running", ""
     try:
-        return "failed", json.loads((trunk_folder / "failure.json").read_text())["reason"]
+        return "failed", json.loads((home / "failure.json").read_text())["reason"]
     except (OSError, ValueError, KeyError):
         return "waiting", ""
 
