@@ -169,6 +169,18 @@ def test_profile_is_zero_at_the_fit_and_its_interval_holds_the_truth():
         fit.profile([100.0])
 
 
+def test_a_floor_can_be_held():
+    N, D, L, _ = study()
+    fit = fit_parametric(N, D, L)
+    assert fit.held(fit.E).row == pytest.approx(fit.row, rel=1e-3)
+    lower = fit.held(0.0)
+    assert lower.E == 0 and lower.alpha < fit.alpha and lower.beta < fit.beta
+    misfit = [np.abs(np.log(law.predict(N, D) / L)).sum() for law in (fit, lower)]
+    assert misfit[1] > misfit[0]
+    with pytest.raises(ValueError, match="between 0 and the lowest"):
+        fit.held(100.0)
+
+
 def test_summary_and_frozen():
     N, D, L, groups = study()
     fit = fit_parametric(N, D, L, n_boot=30, groups=groups)

@@ -1,6 +1,7 @@
 """Studies: read strictly, run once, resumed when cut, and collected as they are."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from helpers import models, pretrain, runtime, sweep
+from helpers.checkpoints import CheckpointWarning
 from helpers.sweep import Study, cli, schedule
 from helpers.sweep import family as families
 from helpers.sweep.family import Failure
@@ -206,13 +208,9 @@ def test_a_family_that_is_cut_anywhere_resumes_to_the_same_rows(
     pd.testing.assert_frame_equal(again.drop(columns=measured), whole.drop(columns=measured))
 
 
-# The trunk has checkpoints after 6 steps and at its end, after 12. The budgets branch off after 9, 12 and 18.
-@pytest.mark.parametrize(("tokens", "trained"), [(1536, 3 + 3), (2048, 0), (3072, 6 + 6)])
-def test_a_budget_added_later_goes_on_from_the_nearest_checkpoint(
-    tokens, trained, study, family, corpus, tmp_path, same_weights, monkeypatch
-):
-    sweep.run_family(family, corpus, tmp_path)
-    (more,) = replace(study, tokens=(tokens,)).family(models.Size(1, 32), 0)
+@pytest.fixture
+def trained(corpus, monkeypatch):
+    """The steps that were trained since the list was made or cleared."""
     make_batch, steps = pretrain.make_batch, []
 
     def counted(blocks, *arguments, **options):
@@ -220,22 +218,69 @@ def test_a_budget_added_later_goes_on_from_the_nearest_checkpoint(
             steps.append(1)
         return make_batch(blocks, *arguments, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "make_batch", counted)
-        (row,) = sweep.run_family([more], corpus, tmp_path)
-    assert len(steps) == trained
+    monkeypatch.setattr(pretrain, "make_batch", counted)
+    return steps
+
+
+def budgets(study: Study, *steps: int, decay_share: float = 0.25) -> list:
+    """A family of runs of so many steps."""
+    shared = study.pretrain | {"decay_share": decay_share}
+    longer = replace(study, tokens=tuple(128 * count for count in steps), pretrain=shared)
+    return longer.family(models.Size(1, 32), 0)
+
+
+# The family's trunk is left after 6 and after 12 steps. The budgets leave it after 9, 12 and 18.
+@pytest.mark.parametrize(
+    ("steps", "decay_share", "expected"), [(12, 0.25, 3 + 3), (15, 0.2, 3), (24, 0.25, 6 + 6)]
+)
+def test_a_budget_added_later_goes_on_from_the_nearest_checkpoint(
+    steps, decay_share, expected, study, family, corpus, tmp_path, same_weights, trained
+):
+    sweep.run_family(family, corpus, tmp_path)
+    trained.clear()
+    (more,) = budgets(study, steps, decay_share=decay_share)
+    (row,) = sweep.run_family([more], corpus, tmp_path)
+    assert len(trained) == expected
     direct = pretrain.pretrain(corpus, more, progress=False)
     assert same_weights(models.load(tmp_path / row["run_id"] / "model"), direct.model)
     assert row["mlm_loss"] == direct.history.final["mlm_loss"] and row["steps"] == more.steps
 
 
-def test_a_damaged_checkpoint_of_the_trunk_is_passed_over(study, family, corpus, tmp_path, same_weights):
+def test_budgets_between_two_checkpoints_share_the_stretch_that_they_lack(study, corpus, tmp_path, trained):
+    sweep.run_family(budgets(study, 8, 64), corpus, tmp_path)
+    trained.clear()
+    sweep.run_family(budgets(study, 16, 24, 32, 64), corpus, tmp_path)
+    assert len(trained) == (24 - 6) + 4 + 6 + 8
+
+
+def test_only_what_is_missing_of_a_trunk_is_trained(study, corpus, tmp_path, trained):
+    sweep.run_family(budgets(study, 8, 64), corpus, tmp_path)
+    for path in tmp_path.glob("*/trunk-*"):
+        shutil.rmtree(path)
+    trained.clear()
+    sweep.run_family(budgets(study, 8, 16, 64), corpus, tmp_path)
+    assert len(trained) == 12 + 4
+
+
+def test_studies_that_begin_alike_do_not_prune_each_other(study, corpus, tmp_path, trained):
+    how = {"checkpoint_seconds": 0}
+    sweep.run_family(budgets(study, 8, 64), corpus, tmp_path, **how)
+    sweep.run_family(budgets(study, 16, 64), corpus, tmp_path, **how)
+    left = {path.name for path in tmp_path.glob("*/trunk-*/step-*")}
+    assert left == {f"step-{step:08d}" for step in (6, 12, 48)}
+
+
+def test_a_damaged_checkpoint_of_the_trunk_is_passed_over(
+    study, family, corpus, tmp_path, same_weights, trained
+):
     sweep.run_family(family, corpus, tmp_path)
-    trunk, _ = sweep.trunk_of(family)
-    last = sweep.trunk_folder(tmp_path, trunk, corpus.digest) / f"step-{trunk.steps:08d}"
+    (last,) = tmp_path.glob("*/trunk-*/step-00000012")
     (last / "model.safetensors").write_bytes(b"cut short")
-    (more,) = replace(study, tokens=(3072,)).family(models.Size(1, 32), 0)
-    (row,) = sweep.run_family([more], corpus, tmp_path)
+    trained.clear()
+    (more,) = budgets(study, 24)
+    with pytest.warns(CheckpointWarning, match="not a whole checkpoint.*going on from one before"):
+        (row,) = sweep.run_family([more], corpus, tmp_path)
+    assert len(trained) == 12 + 6
     direct = pretrain.pretrain(corpus, more, progress=False)
     assert same_weights(models.load(tmp_path / row["run_id"] / "model"), direct.model)
 
@@ -409,10 +454,10 @@ def test_status_tells_how_far_and_how_long(study, corpus, tmp_path):
     table = sweep.status(two, corpus.digest, tmp_path)
     assert table["state"].tolist() == ["waiting"] * 2 and table["left"].isna().all()
     family = two.families()[0]
-    trunk, branches = sweep.trunk_of(family)
-    folder = sweep.trunk_folder(tmp_path, trunk, corpus.digest)
-    pretrain.pretrain(corpus, trunk, folder=folder, keep_steps=branches, progress=False)
-    with families.alone(folder.parent):
+    trunk, _ = sweep.trunk_of(family)
+    trunks = sweep.trunk_folder(tmp_path, trunk, corpus.digest)
+    pretrain.pretrain(corpus, trunk, folder=trunks / "trunk-00000012", progress=False)
+    with families.alone(trunks):
         table = sweep.status(two, corpus.digest, tmp_path)
     assert table["state"].tolist() == ["running", "waiting"]
     assert table["share"].tolist() == [12 / 18, 0.0]  # the trunk has 12 steps, the branches 2 and 4
@@ -420,6 +465,13 @@ def test_status_tells_how_far_and_how_long(study, corpus, tmp_path):
     assert seconds_left(table) == pytest.approx(table["left"].sum())
     sweep.run_family(family, corpus, tmp_path)
     assert sweep.status(two, corpus.digest, tmp_path)["state"].tolist() == ["done", "waiting"]
+
+
+def test_status_counts_what_a_family_can_use_of_a_longer_trunk(study, corpus, tmp_path):
+    sweep.run_family(budgets(study, 32), corpus, tmp_path)
+    assert sweep.status(study, corpus.digest, tmp_path)["share"].tolist() == [0.0]  # it ends at 12, not 24
+    sweep.run_family(budgets(study, 12), corpus, tmp_path)
+    assert sweep.status(study, corpus.digest, tmp_path)["share"].tolist() == [9 / 18]
 
 
 def test_a_folder_is_one_process_at_a_time(tmp_path):

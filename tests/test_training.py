@@ -146,6 +146,44 @@ def test_a_branch_that_is_killed_resumes_from_its_own_folder(parts, tmp_path, sa
     assert same_weights(direct, branch)
 
 
+def test_a_run_goes_on_from_whoever_got_further(parts, tmp_path, same_weights):
+    run(parts, settings(steps=8, decay=0), folder=tmp_path / "other")
+    model, batch_of = parts()
+    with pytest.raises(Killed):
+        train(
+            model,
+            killed_at(batch_of, 5),
+            pretrain.losses,
+            settings(),
+            folder=tmp_path / "own",
+            progress=False,
+        )
+    model, batch_of = parts()
+    steps = []
+    train(
+        model,
+        lambda step: steps.append(step) or batch_of(step),
+        pretrain.losses,
+        settings(),
+        folder=tmp_path / "own",
+        branch_from=tmp_path / "other" / "step-00000008",
+        progress=False,
+    )
+    assert steps == [8, 9, 10, 11]
+    assert same_weights(model, run(parts, settings())[0])
+
+
+def test_a_run_that_was_killed_is_compiled_or_not_as_it_began(parts, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(engine.Run, "_compiles", lambda run, steps: asked.append(steps))  # None: not compiled
+    config = settings(compile=None)
+    model, batch_of = parts()
+    with pytest.raises(Killed):
+        train(model, killed_at(batch_of, 6), pretrain.losses, config, folder=tmp_path, progress=False)
+    run(parts, config, folder=tmp_path, branch_from=checkpoints.available(tmp_path)[0])
+    assert asked == [STEPS]
+
+
 def test_branches_that_would_not_equal_a_direct_run_are_refused(parts, tmp_path):
     run(parts, settings(), folder=tmp_path, keep_steps=frozenset({6, 10}))
     at = {step: tmp_path / f"step-{step:08d}" for step in (6, 10)}
@@ -476,7 +514,17 @@ def test_a_run_that_goes_on_in_another_precision_says_so(parts, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HELPERS_PRECISION", other)
         with pytest.warns(CheckpointWarning, match=f"computed in {began} and goes on in {other}"):
-            run(parts, settings(precision=None), folder=tmp_path)
+            _, history = run(parts, settings(precision=None), folder=tmp_path)
+    assert history.precision == f"{began}, {other}"
+
+
+def test_the_warning_about_precision_can_be_followed(parts, tmp_path, recwarn):
+    run(parts, settings(steps=8, decay=0, precision="bf16"), folder=tmp_path)
+    branch = tmp_path / "step-00000008"
+    _, history = run(parts, settings(precision="bf16"), branch_from=branch)
+    assert history.precision == "bf16" and not recwarn
+    with pytest.warns(CheckpointWarning, match="set precision='bf16' to avoid it"):
+        run(parts, settings(precision="fp32"), branch_from=branch)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", pytest.param("wandb", marks=pytest.mark.slow)])

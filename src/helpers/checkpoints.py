@@ -59,7 +59,7 @@ def _map(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def save(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: State) -> Path:
-    """Write a checkpoint; until the last byte is on disk the folder's earlier checkpoints are untouched."""
+    """Write a checkpoint; until it is written whole the folder's earlier checkpoints are untouched."""
     return write(folder, model, records_of(optimizers), state)
 
 
@@ -188,8 +188,10 @@ def newest_whole(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
 
 
 def check_fingerprint(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise ``ValueError`` naming the first setting in which a checkpoint's run differs from this one."""
-    for key in sorted(wanted.keys() | saved.keys()):
+    """Raise ``ValueError`` naming the first setting in which a checkpoint's run differs from this one. In
+    what precision it was computed is the machine's business; checkpoints of version 0.1 have it here.
+    """
+    for key in sorted((wanted.keys() | saved.keys()) - {"precision"}):
         if saved.get(key) != wanted.get(key):
             raise ValueError(
                 f"{path} belongs to another run: {key} is {saved.get(key)!r} there and {wanted.get(key)!r} "

@@ -54,9 +54,10 @@ class TrainConfig:
             raise ValueError(
                 f"steps and accumulate must be at least 1, got {self.steps} and {self.accumulate}"
             )
-        if self.lr <= 0 or self.lr_adam <= 0 or self.clip <= 0:
+        if not all(0 < value < math.inf for value in (self.lr, self.lr_adam, self.clip)):
             raise ValueError(
-                f"lr, lr_adam and clip must be positive, got {self.lr}, {self.lr_adam} and {self.clip}"
+                "lr, lr_adam and clip must be positive and finite, "
+                f"got {self.lr}, {self.lr_adam} and {self.clip}"
             )
         if self.warmup < 0 or self.decay < 0 or self.decay > self.steps:
             raise ValueError(
@@ -111,6 +112,7 @@ class Run:
         # The caller's model, and the one that learns: the same, or a copy that is cut into the ranks' parts.
         self.plain, self.model = model, ranks.place(model.train())
         self.precision = config.precision or runtime.precision(self.where)
+        self.computed_in = self.precision  # with those of a run that this one goes on from
         if ranks.sharded and (self.precision == "fp16" or config.compile):
             raise ValueError("shard=True works in bf16 and fp32, without compile=True")
         self.optimizers = make_optimizers(
@@ -129,13 +131,15 @@ class Run:
     def begin(
         self, folder: Path | None, branch_from: Path | None, batch_of: Callable[[int], Batch]
     ) -> checkpoints.State:
-        """Restore the newest checkpoint of ``folder``, else ``branch_from``, else start at step 0; then
-        compile if it pays, and connect the ranks.
+        """Restore the newest checkpoint of ``folder`` and ``branch_from``, else start at step 0; then compile
+        if it pays, and connect the ranks.
         """
         state = checkpoints.State(0, [], 0.0, self.fingerprint)
         newest = (
             self.ranks.agree(lambda: checkpoints.newest_whole(folder, self.fingerprint)) if folder else None
         )
+        if newest and branch_from and newest.name < branch_from.name:
+            newest = None  # a run that began alike got further
         if newest:
             state = self.restore(newest)
         elif branch_from:
@@ -143,7 +147,10 @@ class Run:
             state = self.restore(branch_from)
         # Not by the steps that are left: a run that was killed must go on as it began, to end with the same
         # bits.
-        if self._compiles(self.config.steps - (int(branch_from.name[5:]) if branch_from else 0)):
+        began = state.machine.get("compiled") if newest and self.config.compile is None else None
+        if began is None:
+            began = self._compiles(self.config.steps - (int(branch_from.name[5:]) if branch_from else 0))
+        if began and (self.config.compile or runtime.can_compile(self.where)):
             # A part of a batch has its own number of masked positions, a whole batch always the same.
             self.loss_of = torch.compile(self.loss_of, dynamic=None if self.parts > 1 else False)
             self.compiled = True
@@ -170,7 +177,9 @@ class Run:
         checkpoints.load_optimizers(path, self.optimizers)
         if state.machine.get("scaler"):
             self.scaler.load_state_dict(state.machine["scaler"])
-        if (began := state.machine.get("precision", self.precision)) != self.precision:
+        *before, began = state.machine.get("precision", self.precision).split(", ")
+        self.computed_in = ", ".join(dict.fromkeys([*before, began, self.precision]))
+        if began != self.precision:
             warnings.warn(
                 f"{path} was computed in {began} and goes on in {self.precision}: the result will differ in "
                 f"its last digits (set precision={began!r} to avoid it)",
@@ -258,7 +267,11 @@ class Run:
         self, folder: Path, step: int, rows: list[dict[str, float]], seconds: float, keep: frozenset[int]
     ) -> None:
         """Write a checkpoint (rank 0 alone), then drop the ones it makes superfluous."""
-        machine = {"precision": self.precision, "scaler": self.scaler.state_dict()}
+        machine = {
+            "precision": self.computed_in,
+            "compiled": self.compiled,
+            "scaler": self.scaler.state_dict(),
+        }
         state = checkpoints.State(step, rows, seconds, self.fingerprint, machine)
         self.ranks.collect(self.model, into=self.plain)
         records = checkpoints.records_of(self.optimizers)
@@ -272,8 +285,8 @@ class Run:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the weights: what a checkpoint must agree in."""
-    how_often = {"log_every", "eval_every", "checkpoint_seconds", "compile", "accumulate"}
-    return _without(asdict(config), how_often)
+    others = {"log_every", "eval_every", "checkpoint_seconds", "compile", "precision", "accumulate"}
+    return _without(asdict(config), others)
 
 
 def _without(record: dict[str, Any], names: set[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ and its gradients are the same as with all ``B T`` of them, at a fraction of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,10 +57,22 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.batch < 4:
             raise ValueError(f"batch must hold at least 4 sequences, to exchange segments, got {self.batch}")
+        if self.seq_len < 8:
+            raise ValueError(f"seq_len must be at least 8, to hold two segments, got {self.seq_len}")
         if self.tokens < self.batch_tokens:
             raise ValueError(f"tokens must cover at least one step of {self.batch_tokens}, got {self.tokens}")
         if not 0 <= self.decay_share <= 1:
             raise ValueError(f"decay_share must lie in [0, 1], got {self.decay_share}")
+        if self.warmup_tokens < 0:
+            raise ValueError(f"warmup_tokens must not be negative, got {self.warmup_tokens}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie in [0, 2^63), got {self.seed}")
+        if self.unique_blocks is not None and self.unique_blocks < self.batch:
+            raise ValueError(
+                f"unique_blocks asks for {self.unique_blocks} blocks, fewer than one batch of {self.batch}"
+            )
 
     @property
     def batch_tokens(self) -> int:
@@ -249,9 +262,11 @@ def pretrain(
     accumulate: int = 1,
     shard: bool = False,
     trackers: Sequence[str] = (),
+    evaluate: bool = True,
     progress: bool = True,
 ) -> Pretrained:
-    """Pre-train a fresh model of ``config.size`` on ``corpus`` and evaluate it on the validation split.
+    """Pre-train a fresh model of ``config.size`` on ``corpus`` and, unless ``evaluate`` is false, evaluate it
+    on the validation split.
 
     ``folder``, ``branch_from``, ``keep_steps``, ``accumulate``, ``shard`` and ``trackers`` as in
     :func:`helpers.training.train`.
@@ -274,7 +289,7 @@ def pretrain(
             ),
             accumulate=accumulate,
         ),
-        evaluate=evaluator(corpus, config),
+        evaluate=evaluator(corpus, config) if evaluate else None,
         split=split,
         shard=shard,
         trackers=trackers,

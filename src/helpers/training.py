@@ -135,7 +135,7 @@ def train(
         config.steps,
         seconds,
         speed,
-        precision=run.precision,
+        precision=run.computed_in,
         compiled=run.compiled,
         processes=ranks.count,
         device=str(ranks.device),

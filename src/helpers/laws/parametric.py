@@ -96,15 +96,27 @@ class ParametricFit(Law):
         too narrow.
         """
         common.check_level(level)
-        lowest = self.problem.y_scale * float(np.exp(self.problem.y.min()))
-        grid = np.linspace(0, 0.98 * lowest, 99) if E is None else np.atleast_1d(np.asarray(E, dtype=float))
-        if not np.all(np.isfinite(grid) & (grid >= 0) & (grid < lowest)):
-            raise ValueError(f"E must lie between 0 and the lowest measured loss {lowest:.4g}, not {grid}")
+        grid = self._floors(E)
         n = self.problem.y.size
         _, objective = solve(self.problem, np.ones((grid.size, n)), pin=grid)
         deviance = likelihood.deviance(objective, self.objective, n, self.problem.delta)
         bound = likelihood.threshold(level)
         return Profile(grid, deviance, profile_interval(grid, deviance, bound, self.E), bound)
+
+    def held(self, E: float) -> Law:
+        """The law of the best fit whose floor is held at E (nats); the profile's law at that E."""
+        held = self._floors(E)
+        theta, _ = solve(self.problem, np.ones((1, self.problem.y.size)), pin=held)
+        _, A, alpha, B, beta = (float(v) for v in self.problem.to_units(theta)[0])
+        return Law(float(held[0]), A, B, alpha, beta)
+
+    def _floors(self, E: ArrayLike | None) -> Array:
+        """Floors (nats) to hold, checked; by default a grid from 0 to just under the lowest loss."""
+        lowest = self.problem.y_scale * float(np.exp(self.problem.y.min()))
+        grid = np.linspace(0, 0.98 * lowest, 99) if E is None else np.atleast_1d(np.asarray(E, dtype=float))
+        if not np.all(np.isfinite(grid) & (grid >= 0) & (grid < lowest)):
+            raise ValueError(f"E must lie between 0 and the lowest measured loss {lowest:.4g}, not {grid}")
+        return grid
 
     def summary(self, level: float = 0.95) -> str:
         """The parameters as a text table, with bootstrap intervals where there are any."""

@@ -8,11 +8,13 @@ import os
 import signal
 import threading
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from typing import Protocol
 
 from helpers.sweep.family import Failure, Task, work
+
+_LONGEST = 2000  # characters of a reason
 
 
 class Engine(Protocol):
@@ -102,7 +104,11 @@ def _child(task: Task, says: connection.Connection) -> None:
     # Ctrl-C in a terminal reaches every process of the group: the driver ends its workers itself.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    says.send(work(task))
+    failure = work(task)
+    if failure is not None:
+        # The driver reads when this process has ended; what does not fit into the pipe would keep it alive.
+        failure = replace(failure, reason=failure.reason[:_LONGEST])
+    says.send(failure)
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:

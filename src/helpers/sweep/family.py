@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from helpers import checkpoints, data, pretrain, runtime
 from helpers.pretrain import Corpus, PretrainConfig
-from helpers.sweep.rows import row, run_id, trunk_folder, trunk_of
+from helpers.sweep.rows import checkpoints_until, row, run_id, step_of, trunk_folder, trunk_of
 
 try:
     import fcntl
@@ -66,52 +67,66 @@ def run_family(
     checkpoint_seconds: float = 120.0,
 ) -> list[dict[str, Any]]:
     """Run what is missing of a family and return all of its rows. May be killed at any moment and called
-    again, and by several processes at once: one works, the others wait for its rows.
+    again, and by several processes at once: one works, the others wait for its rows. So do families that
+    begin alike, since they share a trunk.
     """
     ids = [run_id(config, corpus.digest) for config in family]
     if not all((folder / name / "row.json").exists() for name in ids):
-        trunk, branches = trunk_of(family)
-        home = trunk_folder(folder, trunk, corpus.digest)
+        trunks = trunk_folder(folder, family[0], corpus.digest)
         how: dict[str, Any] = {
             "log_every": 50,
             "progress": progress,
             "checkpoint_seconds": checkpoint_seconds,
         }
-        with alone(home.parent):
-            missing = [name for name in ids if not (folder / name / "row.json").exists()]
-            begin = _latest(home.parent, trunk.steps) if missing else None
-            if missing and (begin is None or int(begin.name[5:]) < trunk.steps):
-                pretrain.pretrain(corpus, trunk, folder=home, branch_from=begin, keep_steps=branches, **how)
-            for config, name in zip(family, ids, strict=True):
-                _run(config, corpus, folder / name, home.parent, how)
+        with alone(trunks):
+            missing = {
+                name: config
+                for name, config in zip(ids, family, strict=True)
+                if not (folder / name / "row.json").exists()
+            }
+            if missing:
+                _grow_trunk(*trunk_of(list(missing.values())), corpus, trunks, how)
+            for name, config in missing.items():
+                _run(config, corpus, folder / name, trunks, how)
     return [json.loads((folder / name / "row.json").read_text()) for name in ids]
 
 
-def _latest(trunks: Path, step: int) -> Path | None:
-    """The newest whole checkpoint, at ``step`` at the latest, of all trunks in a folder. A budget added to a
-    finished study has none where it branches off: it goes on from an earlier one.
+def _grow_trunk(
+    trunk: PretrainConfig, branches: frozenset[int], corpus: Corpus, trunks: Path, how: dict[str, Any]
+) -> None:
+    """Train the trunk from branch to branch, each stretch from the nearest checkpoint before it. Every
+    stretch has a folder of its own, so that no family prunes what another one branches off from.
     """
-    for path in sorted(trunks.glob("trunk-*/step-*"), key=lambda path: path.name, reverse=True):
-        if int(path.name[5:]) <= step:
-            with contextlib.suppress(ValueError):  # not whole
-                checkpoints.read_state(path)
-                return path
+    for step in sorted(branches - {0}):
+        begin = _latest(trunks, step)
+        if begin is None or step_of(begin) < step:
+            stretch = replace(trunk, tokens=step * trunk.batch_tokens)
+            home = trunks / f"trunk-{step:08d}"
+            pretrain.pretrain(corpus, stretch, folder=home, branch_from=begin, evaluate=False, **how)
+            checkpoints.prune(home, keep=1)
+
+
+def _latest(trunks: Path, step: int) -> Path | None:
+    """The newest whole checkpoint of a trunk, at ``step`` at the latest."""
+    for path in checkpoints_until(trunks, step):
+        try:
+            checkpoints.read_state(path)
+            return path
+        except ValueError as error:
+            warnings.warn(f"{error}; going on from one before", checkpoints.CheckpointWarning, stacklevel=2)
     return None
 
 
 def _run(config: PretrainConfig, corpus: Corpus, folder: Path, trunks: Path, how: dict[str, Any]) -> None:
-    # Families of two studies can share a run. A run of one step is named as its trunks, and locked already.
-    with contextlib.nullcontext() if folder == trunks else alone(folder):
-        if (folder / "row.json").exists():
-            return
-        start = _latest(trunks, config.steps - config.decay_steps)
-        result = pretrain.pretrain(corpus, config, folder=folder, branch_from=start, **how)
-        result.save(folder / "model", corpus.tokenizer)
-        with runtime.write_atomically(folder / "log.csv") as temporary:
-            result.history.log.to_csv(temporary, index=False)
-        # Last: its presence means that the run is done.
-        with runtime.write_atomically(folder / "row.json") as temporary:
-            temporary.write_text(json.dumps(row(result, corpus)))
+    """Train one run from where it leaves its trunk. Who else has this run has its trunk too, and waits."""
+    start = _latest(trunks, config.steps - config.decay_steps)
+    result = pretrain.pretrain(corpus, config, folder=folder, branch_from=start, **how)
+    result.save(folder / "model", corpus.tokenizer)
+    with runtime.write_atomically(folder / "log.csv") as temporary:
+        result.history.log.to_csv(temporary, index=False)
+    # Last: its presence means that the run is done.
+    with runtime.write_atomically(folder / "row.json") as temporary:
+        temporary.write_text(json.dumps(row(result, corpus)))
 
 
 @contextlib.contextmanager

@@ -46,11 +46,11 @@ def stable_id(config: PretrainConfig, corpus_digest: str) -> str:
     return run_id(replace(config, tokens=config.batch_tokens, decay_share=0.0), corpus_digest)
 
 
-def trunk_folder(folder: Path, trunk: PretrainConfig, corpus_digest: str) -> Path:
-    """Where a trunk keeps its checkpoints. Trunks that begin alike lie side by side in one folder, so that a
-    longer one can go on where a shorter one ended.
+def trunk_folder(folder: Path, config: PretrainConfig, corpus_digest: str) -> Path:
+    """Where the trunk of a run keeps its checkpoints, as ``trunk-*/step-*``: all runs that begin alike share
+    it, whatever family they are of. It holds ``trunk-STEP/step-STEP`` for each step at which a run left it.
     """
-    return folder / stable_id(trunk, corpus_digest) / f"trunk-{trunk.steps:08d}"
+    return folder / stable_id(config, corpus_digest)
 
 
 def row(result: pretrain.Pretrained, corpus: Corpus) -> dict[str, Any]:
@@ -161,11 +161,17 @@ def is_past_plateau(row: dict[str, Any]) -> bool:
     return row["mlm_loss"] < row["unigram_entropy"] - PAST_PLATEAU
 
 
+def checkpoints_until(trunks: Path, step: int) -> list[Path]:
+    """Checkpoints of the trunks in a folder, at ``step`` at the latest, newest first."""
+    found = [path for path in trunks.glob("trunk-*/step-*") if step_of(path) <= step]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint is named by."""
+    return int(checkpoint.name[5:])
+
+
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint in a run's folder; 0 where there is none."""
-    return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
-
-
-def newest_trunk(trunk: Path) -> Path:
-    """Of the trunks that lie beside ``trunk``, the one that got furthest; itself where none has begun."""
-    return max([trunk, *trunk.parent.glob("trunk-*")], key=newest_step)
+    return max(map(step_of, folder.glob("step-*")), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from helpers import complexity, models, runtime
 from helpers.pretrain import Corpus
 from helpers.sweep.engines import Engine, Local
 from helpers.sweep.family import Failure, Task
-from helpers.sweep.rows import collect, newest_step, run_id, trunk_folder, trunk_of
+from helpers.sweep.rows import collect, newest_step, run_id, trunk_folder
 from helpers.sweep.study import Family, Study
 
 ENGINES = ("local", "ray")
@@ -29,13 +30,14 @@ class _Job:
     name: str
     family: Family
     folders: list[Path]
+    trunks: Path
     failures: int = 0
     reached: int = 0
 
     def progress(self) -> int:
         """A number that grows with every checkpoint and every finished run."""
         rows = sum((folder / "row.json").exists() for folder in self.folders)
-        return rows + sum(newest_step(folder) for folder in self.folders)
+        return rows + sum(map(newest_step, [*self.folders, *self.trunks.glob("trunk-*")]))
 
 
 def make_engine(name: str, *, workers: int = 1, address: str | None = None, threads: int = 1) -> Engine:
@@ -72,6 +74,8 @@ def run(
     families are done; its finished runs and checkpoints stay. ``load`` gives the corpus in each process
     (default: the study's), ``show`` prints a line, ``every`` is called about once a second.
     """
+    if workers < 1 or (threads is not None and threads < 1):
+        raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
     load = load or study.load_corpus
     digest = load().digest  # fills the cache before workers read it; the text itself is not kept
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
@@ -110,8 +114,8 @@ def _jobs(study: Study, digest: str, folder: Path) -> list[_Job]:
         names = [run_id(config, digest) for config in family]
         if all((folder / name / "row.json").exists() for name in names):
             continue
-        home = trunk_folder(folder, trunk_of(family)[0], digest)
-        jobs.append(_Job(study.name_of(family), family, [*(folder / name for name in names), home]))
+        trunks = trunk_folder(folder, family[0], digest)
+        jobs.append(_Job(study.name_of(family), family, [folder / name for name in names], trunks))
     return sorted(jobs, key=lambda job: cost(job.family), reverse=True)
 
 
@@ -139,5 +143,9 @@ def _again(job: _Job, failure: Failure, retries: int, show: Callable[[str], None
 
 
 def _losses(job: _Job) -> list[float]:
-    rows = [json.loads((folder / "row.json").read_text()) for folder in job.folders[:-1]]
-    return [round(row["mlm_loss"], 3) for row in rows]
+    """Of the rows that can be seen: storage between machines may show a new file some seconds late."""
+    losses = []
+    for folder in job.folders:
+        with contextlib.suppress(FileNotFoundError):
+            losses.append(round(json.loads((folder / "row.json").read_text())["mlm_loss"], 3))
+    return losses

@@ -11,7 +11,7 @@ import pandas as pd
 
 from helpers.sweep.family import at_work
 from helpers.sweep.planning import axes_of, flops_of, tokens_of
-from helpers.sweep.rows import newest_step, newest_trunk, run_id, trunk_folder, trunk_of
+from helpers.sweep.rows import checkpoints_until, newest_step, run_id, step_of, trunk_folder, trunk_of
 from helpers.sweep.study import Family, Study
 
 
@@ -34,17 +34,18 @@ def status(study: Study, corpus_digest: str, folder: Path) -> pd.DataFrame:
 
 def _look(study: Study, family: Family, digest: str, folder: Path) -> dict[str, Any]:
     trunk, _ = trunk_of(family)
-    home = trunk_folder(folder, trunk, digest)
+    trunks = trunk_folder(folder, trunk, digest)
+    newest = next(iter(checkpoints_until(trunks, trunk.steps)), None)
     folders = [folder / run_id(config, digest) for config in family]
     rows = [json.loads(p.read_text()) for p in (f / "row.json" for f in folders) if p.exists()]
-    seconds, tokens = (rows[-1]["seconds"], rows[-1]["tokens"]) if rows else _timed(home, trunk)
-    steps, total = min(newest_step(newest_trunk(home)), trunk.steps), trunk.steps
+    seconds, tokens = (rows[-1]["seconds"], rows[-1]["tokens"]) if rows else _timed(newest, trunk)
+    steps, total = step_of(newest) if newest else 0, trunk.steps
     for config, place in zip(family, folders, strict=True):
         stable = config.steps - config.decay_steps
         whole = config.decay_steps if (place / "row.json").exists() else 0
         steps, total = steps + max(whole, newest_step(place) - stable, 0), total + config.decay_steps
     done = len(rows) == len(family)
-    state, note = ("done", "") if done else _state(home)
+    state, note = ("done", "") if done else _state(trunks, folders[-1])
     return {
         "size": str(trunk.size),
         "seed": trunk.seed,
@@ -60,22 +61,20 @@ def _look(study: Study, family: Family, digest: str, folder: Path) -> dict[str, 
     }
 
 
-def _timed(home: Path, trunk: Any) -> tuple[float, int]:
+def _timed(checkpoint: Path | None, trunk: Any) -> tuple[float, int]:
     """Seconds and tokens of the trunk's newest checkpoint; zeros where none can be read."""
-    furthest = newest_trunk(home)
-    path = furthest / f"step-{newest_step(furthest):08d}" / "state.json"
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, or pruned this moment
-        return 0.0, 0
-    return state["seconds"], state["step"] * trunk.batch_tokens
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8")) if checkpoint else None
+    except (OSError, ValueError):  # pruned this moment
+        state = None
+    return (state["seconds"], state["step"] * trunk.batch_tokens) if state else (0.0, 0)
 
 
-def _state(home: Path) -> tuple[str, str]:
-    if at_work(home.parent):
+def _state(trunks: Path, longest: Path) -> tuple[str, str]:
+    if at_work(trunks):
         return "running", ""
     try:
-        return "failed", json.loads((home / "failure.json").read_text())["reason"]
+        return "failed", json.loads((longest / "failure.json").read_text())["reason"]
     except (OSError, ValueError, KeyError):
         return "waiting", ""
 
