@@ -158,6 +158,7 @@ def main() -> None:
     parser = common.parser(__doc__, model=True, workers=True)
     parser.add_argument("--labels", type=int, nargs="+", default=LABELS)
     options = parser.parse_args()
+    common.same_model(options.runs, options.model)
     where = (options.model, options.runs)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
 

@@ -7,10 +7,12 @@ where it was; the table is written from the rows at the end.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from functools import cache
+from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,21 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     return made
 
 
+def weights(model: Path) -> Path:
+    """The file of a model's weights; raises ``ValueError`` for a folder without one, before any work."""
+    if not (path := model / "model.safetensors").is_file():
+        raise ValueError(f"{model} is not the folder of a model: no {path.name}")
+    return path
+
+
+def same_model(runs: Path, model: Path) -> None:
+    """Raise ``ValueError`` for runs of another model: kept rows do not say whose they are."""
+    digest = hashlib.sha256(weights(model).read_bytes()).hexdigest()
+    if (began := kept(runs / "model.txt", lambda: digest)) != digest:
+        words = f"{runs} has runs of the model {began[:12]}, and {model} is {digest[:12]}"
+        raise ValueError(f"{words}: choose another folder for --runs")
+
+
 def provenance(precision: str | None = None) -> Row:
     """Where a row comes from; ``precision`` is the machine's unless the run says another."""
     return {
@@ -68,17 +85,40 @@ def provenance(precision: str | None = None) -> Row:
 
 
 def in_processes(work: Callable[..., Any], jobs: Iterable[Sequence[Any]], workers: int) -> list[Any]:
-    """``work(*job)`` for every job, in order, by so many processes of one thread each."""
+    """``work(*job)`` for every job, in order, by so many processes of one thread each. The first error ends
+    it: jobs that have not begun are dropped.
+    """
     context = get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return [job.result() for job in [pool.submit(work, *job) for job in jobs]]
+        futures = [pool.submit(work, *job) for job in jobs]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return [future.result() for future in futures]
 
 
 def write(rows: pd.DataFrame | list[Row], output: Path, by: list[str]) -> None:
-    """Write the table, sorted by these columns; numbers get six digits."""
-    output.parent.mkdir(parents=True, exist_ok=True)  # hours of runs must not end at a missing folder
+    """Write the table, sorted by these columns, which tell its rows apart; numbers get six digits. Raises
+    ``ValueError`` where a row of the table that is there would be lost: a part of a study must not replace
+    all of it.
+    """
+    write_in_order(pd.DataFrame(rows).sort_values(by), output, by)
+
+
+def write_in_order(table: pd.DataFrame, output: Path, by: list[str]) -> None:
+    """:func:`write` for a table that is sorted already."""
+    text = table.to_csv(index=False, float_format="%.6g")
+    if output.exists() and (lost := len(keys(output, by) - keys(StringIO(text), by))):
+        raise ValueError(f"{output} has {lost} rows that this run would drop; write to another file")
     with runtime.write_atomically(output) as temporary:
-        pd.DataFrame(rows).sort_values(by).to_csv(temporary, index=False, float_format="%.6g")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def keys(file: Path | StringIO, by: list[str]) -> set[tuple[Any, ...]]:
+    """What tells the rows of a CSV apart; raises ``ValueError`` where it lacks one of these columns."""
+    rows = pd.read_csv(file, usecols=by)[by].itertuples(index=False, name=None)
+    return {tuple("" if pd.isna(cell) else cell for cell in row) for row in rows}
 
 
 @cache

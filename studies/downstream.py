@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--ladder", type=Path, default=Path("book/results/ladder.csv"))
     options = parser.parse_args()
     chosen = encoders(options.names, pd.read_csv(options.ladder), options.models)
+    for _, model, _ in chosen:
+        common.weights(model)
     jobs = [(*entry, labels, seed, options.runs) for entry in chosen for labels in RATES for seed in SEEDS]
     rows = common.in_processes(one, jobs, options.workers)
     common.write(rows, options.output, by=["params_non_embedding", "tokens", "labels", "seed"])

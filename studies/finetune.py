@@ -163,6 +163,7 @@ def family(folder: Path, runs: Path, setting: Setting) -> list[common.Row]:
 
 def main() -> None:
     options = common.parser(__doc__, model=True, workers=True).parse_args()
+    common.same_model(options.runs, options.model)
     settings = [Setting(*entry, start) for entry in PLAN for start in STARTS]
     jobs = [(options.model, options.runs, setting) for setting in settings]
     rows = [row for made in common.in_processes(family, jobs, options.workers) for row in made]

@@ -112,6 +112,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", default=[])
     options = parser.parse_args()
     chosen = encoders(options.models, options.ladder, options.sizes)
+    for _, folder, _ in chosen:
+        if folder is not None:
+            common.weights(folder)
     jobs = [(*encoder, options.runs) for encoder in chosen]
     rows = [row for made in common.in_processes(one, jobs, options.workers) for row in made]
     common.write(rows, options.output, by=["params_non_embedding", "tokens", "labels", "seed"])

@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=4, help="at most so many seeds an arm")
     options = parser.parse_args()
+    common.same_model(options.runs, options.model)
     torch.set_num_threads(1)
     rows = [
         row

@@ -126,6 +126,7 @@ def main() -> None:
     parser = common.parser(__doc__, model=True)
     parser.add_argument("--only", choices=[f"{s.plan} {s.start}" for s in SETTINGS])
     options = parser.parse_args()
+    common.same_model(options.runs, options.model)
     wanted = [s for s in SETTINGS if options.only in (None, f"{s.plan} {s.start}")]
     rows = [row for setting in wanted for row in family(options.model, options.runs, setting)]
     if options.only:

@@ -237,8 +237,13 @@ def write(runs: Path, rows: list[common.Row], output: Path) -> None:
         costs = pd.DataFrame.from_dict(json.loads(path.read_text()), orient="index").rename_axis("name")
         table = table.merge(costs.reset_index(), on="name", how="left")
     table = table.sort_values(["name", "seed"], key=lambda c: c.map(order) if c.name == "name" else c)
-    with runtime.write_atomically(output) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    common.write_in_order(table, output, by=["name", "seed"])
+
+
+def complete(names: list[str]) -> list[str]:
+    """These arms and those they need, in the order of the table: dense judges and teaches all of them."""
+    needed = {"dense", *names} | {ARMS[name].how[8:] for name in names if ARMS[name].family == "int8"}
+    return [name for name in ARMS if name in needed]
 
 
 def order(name: str) -> int:
@@ -253,18 +258,20 @@ def main() -> None:
     parser.add_argument("--latency", action="store_true", help="measure costs; train what is missing before")
     parser.add_argument("--repeats", type=int, default=30)
     options = parser.parse_args()
+    common.same_model(options.runs, options.model)
     torch.set_num_threads(1)
+    arms = complete(options.arms)
     rows: list[common.Row] = []
     for seed in options.seeds:
-        for name in options.arms:
+        for name in arms:
             rows.append(one(options.model, options.runs, name, seed))
             print(
                 *(rows[-1][key] for key in ("name", "seed", "accuracy", "log_loss", "seconds")),
                 flush=True,
             )
-        write(options.runs, rows, options.output)
+    write(options.runs, rows, options.output)
     if options.latency:
-        measure(options.model, options.runs, options.arms, options.seeds[0], options.repeats)
+        measure(options.model, options.runs, arms, options.seeds[0], options.repeats)
         write(options.runs, rows, options.output)
 
 

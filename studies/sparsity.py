@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", choices=list(DENSITIES), default=list(DENSITIES))
     options = parser.parse_args()
+    common.same_model(options.runs, options.model)
     torch.set_num_threads(1)
     rows = [
         one(options.model, options.runs, task, arm, seed)

@@ -5,6 +5,7 @@ each driver, and each local worker, starts in a moment. The last line of output 
 many drivers it took, and rows that were written twice (there must be none).
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -85,36 +86,41 @@ class Watch:
 
 
 def torture(folder: Path, kills: list[str], make: Callable, strike: Callable[[str, int], bool]) -> dict:
-    """Start drivers until one gets through; after each sign of progress, kill what comes next on the list."""
-    watch, done, drivers, end = Watch(folder / "runs"), [], 0, time.monotonic() + LIMIT
+    """Start drivers until one gets through; after each sign of progress, kill what comes next on the list, as
+    soon as ``strike`` finds it.
+    """
+    watch, done, drivers, end, due = Watch(folder / "runs"), [], 0, time.monotonic() + LIMIT, False
     while True:
-        driver, drivers, status = fork(lambda: drive(folder, make)), drivers + 1, None
+        driver, drivers, status, struck = fork(lambda: drive(folder, make)), drivers + 1, None, False
         while status is None:
             if time.monotonic() > end:
                 os.kill(driver, signal.SIGKILL)
                 raise TimeoutError(f"not over after {LIMIT} s; killed so far: {done}")
-            if watch.look() and len(done) < len(kills) and strike(kills[len(done)], driver):
+            due = watch.look() or due
+            if due and not struck and len(done) < len(kills) and strike(kills[len(done)], driver):
                 done.append(kills[len(done)])
+                due, struck = False, done[-1] == "driver"
             pid, code = os.waitpid(driver, os.WNOHANG)
             status = code if pid else None
             time.sleep(0.02)
         if status == 0:
             watch.look()
             return {"killed": done, "drivers": drivers, "twice": sorted(watch.twice)}
-        if done[-1:] != ["driver"]:
+        if not (struck and os.WIFSIGNALED(status)):
             raise RuntimeError(f"a driver that was not killed ended with {status}; killed so far: {done}")
 
 
 def strike_local(what: str, driver: int) -> bool:
-    """Kill the driver, whose workers must then end by themselves, or one of its workers."""
+    """Kill the driver, whose workers must then end by themselves, or one of its workers if there is one."""
     workers = psutil.Process(driver).children()
-    if what == "driver" or not workers:
-        os.kill(driver, signal.SIGKILL)
-        gone, alive = psutil.wait_procs(workers, timeout=20)
-        if alive:
-            raise RuntimeError(f"{len(alive)} workers outlived their driver")
-        return what == "driver"
-    workers[0].kill()
+    if what == "worker":
+        for worker in workers[:1]:
+            worker.kill()
+        return bool(workers)
+    os.kill(driver, signal.SIGKILL)
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    if alive:
+        raise RuntimeError(f"{len(alive)} workers outlived their driver")
     return True
 
 
@@ -143,6 +149,16 @@ def lines(handle: int) -> Iterator[str]:
         yield from (line.strip() for line in iter(file.readline, ""))
 
 
+def at_work(cluster: int) -> list[psutil.Process]:
+    """The workers under this process that run a family; those of another cluster are not ours to kill."""
+    found = []
+    for process in psutil.Process(cluster).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if process.cmdline()[:1] == ["ray::work"]:
+                found.append(process)
+    return found
+
+
 def on_ray(folder: Path) -> dict:
     (orders_out, orders), (answers, answers_in) = os.pipe(), os.pipe()
 
@@ -161,10 +177,10 @@ def on_ray(folder: Path) -> dict:
             os.write(orders, b"kill\n")
             return next(said) == "killed"
         else:
-            at_work = [
-                p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0] == "ray::work"
-            ]
-            at_work[0].kill()
+            workers = at_work(keeper)
+            for worker in workers[:1]:
+                worker.kill()
+            return bool(workers)
         return True
 
     def make() -> sweep.Engine:

@@ -109,6 +109,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_missing_folder_is_made_for_a_file(tmp_path):
+    with runtime.write_atomically(tmp_path / "a" / "b" / "row.json") as temporary:
+        temporary.write_text("one")
+    assert (tmp_path / "a" / "b" / "row.json").read_text() == "one"
+
+
 def test_the_cache_folder_is_made_where_the_environment_says(cache):
     assert runtime.cache_dir() == cache and cache.is_dir()
 

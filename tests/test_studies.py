@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -52,6 +53,110 @@ def test_tables_are_sorted_and_have_six_digits(common, tmp_path):
     common.write([{"seed": 1, "loss": 1 / 3}, {"seed": 0, "loss": 2.0}], tmp_path / "t.csv", by=["seed"])
     assert (tmp_path / "t.csv").read_text() == "seed,loss\n0,2\n1,0.333333\n"
     assert pd.read_csv(tmp_path / "t.csv")["seed"].tolist() == [0, 1]
+
+
+def test_a_part_of_a_study_does_not_replace_the_whole(common, tmp_path):
+    rows = [{"start": "rule", "f1": 0.5}]
+    rows += [{"start": "scratch", "rate": 0.1, "seed": seed, "f1": 1 / 3} for seed in range(3)]
+    output, by = tmp_path / "new" / "t.csv", ["start", "rate", "seed"]
+    common.write(rows, output, by)
+    before = output.read_text()
+    with pytest.raises(ValueError, match="t.csv has 2 rows that this run would drop; write to another file"):
+        common.write(rows[:2], output, by)
+    with pytest.raises(ValueError, match="t.csv has 1 rows that this run would drop"):
+        common.write(rows[1:], output, by)
+    assert output.read_text() == before
+    more = [row | {"f1": 0.7, "ms": 1} for row in rows] + [rows[1] | {"seed": 3}]
+    common.write(more, output, by)
+    table = pd.read_csv(output)
+    assert len(table) == 5 and table["f1"][0] == 0.7 and "ms" in table
+
+
+def test_runs_of_one_model_are_not_taken_for_those_of_another(common, tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    for _ in range(2):
+        common.same_model(tmp_path, tmp_path / "one")
+    assert (tmp_path / "model.txt").exists()
+    with pytest.raises(ValueError, match="other is .*: choose another folder for --runs"):
+        common.same_model(tmp_path, tmp_path / "other")
+    with pytest.raises(ValueError, match="none is not the folder of a model: no model.safetensors"):
+        common.weights(tmp_path / "none")
+
+
+MODEL = [path.stem for path in STUDIES if "model=True" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", MODEL)
+def test_a_study_of_a_model_knows_whose_its_runs_are(name, monkeypatch, tmp_path):
+    module = load(FOLDER / f"{name}.py", monkeypatch)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.safetensors").write_text("one")
+    (tmp_path / "model.txt").write_text('"another"')
+    words = [name, str(tmp_path / "m"), "--runs", str(tmp_path), "--output", str(tmp_path / "t.csv")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(ValueError, match="choose another folder for --runs"):
+        module.main()
+
+
+@pytest.mark.parametrize(("name", "words"), [("downstream", ["2x64-499712"]), ("frozen", [])])
+def test_a_study_of_models_that_are_not_there_ends_before_its_work(name, words, monkeypatch, tmp_path):
+    module = load(FOLDER / f"{name}.py", monkeypatch)
+    monkeypatch.setattr(module.common, "in_processes", lambda *a: pytest.fail("work was begun"))
+    where = ["--models", str(tmp_path), "--ladder", str(RESULTS / "ladder.csv")]
+    words = [name, *words, *where, "--runs", str(tmp_path), "--output", str(tmp_path / "t.csv")]
+    if name == "frozen":
+        chosen = [("MiniLM", None, {}), ("2x64", tmp_path / "2x64", {})]
+        monkeypatch.setattr(module, "encoders", lambda *a: chosen)
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(ValueError, match="not the folder of a model: no model.safetensors"):
+        module.main()
+
+
+def test_the_first_error_drops_the_jobs_that_wait(common):
+    start = time.monotonic()
+    with pytest.raises(TypeError):
+        common.in_processes(time.sleep, [("soon",), *[(2.0,)] * 30], workers=1)
+    assert time.monotonic() - start < 40
+
+
+@pytest.fixture
+def pareto(monkeypatch):
+    return load(FOLDER / "pareto.py", monkeypatch)
+
+
+def test_arms_bring_those_they_need(pareto):
+    assert pareto.complete(["low rank 50 %"]) == ["dense", "low rank 50 %"]
+    assert pareto.complete(["int8, distilled", "dense"]) == ["dense", "distilled", "int8, distilled"]
+    assert pareto.complete(list(pareto.ARMS)) == list(pareto.ARMS)
+
+
+def test_seeds_arms_and_costs_join_a_table_that_keeps_its_rows(pareto, monkeypatch, tmp_path):
+    runs, output = tmp_path / "runs", tmp_path / "new" / "pareto.csv"
+    (tmp_path / "model.safetensors").write_text("one")
+
+    def measure(folder, runs, names, seed, repeats):
+        (runs / "costs.json").write_text(json.dumps({name: {"latency_ms_1": 2.0} for name in names}))
+
+    def row(folder, runs, name, seed):
+        return {"name": name, "seed": seed, "accuracy": 0.7, "log_loss": 0.5, "seconds": 1.0}
+
+    monkeypatch.setattr(pareto, "run", row)
+    monkeypatch.setattr(pareto, "measure", measure)
+
+    def call(*words):
+        where = ["--runs", str(runs), "--output", str(output)]
+        monkeypatch.setattr("sys.argv", ["pareto", str(tmp_path), *where, *words])
+        pareto.main()
+        return pd.read_csv(output)
+
+    whole = call("--arms", "int8", "2:4", "--seeds", "0", "1")
+    assert whole["name"].tolist() == ["dense"] * 2 + ["2:4"] * 2 + ["int8"] * 2
+    more = call("--arms", "int8", "2:4", "--seeds", "0", "1", "--latency")
+    assert (more["latency_ms_1"] == 2.0).all() and len(more) == 6
+    with pytest.raises(ValueError, match="pareto.csv has 3 rows that this run would drop"):
+        call("--arms", "int8", "2:4", "--seeds", "0")
 
 
 def test_the_folder_of_runs_is_made(common, tmp_path):

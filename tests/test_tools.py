@@ -155,6 +155,13 @@ def write_code(tree: Path, *sources: str) -> None:
     chapters.write(chapter(tree), notebook)
 
 
+def test_a_label_names_tables_but_not_its_own(tree):
+    for name in ("ladder", "labels", "other"):
+        (tree / "book" / "results" / f"{name}.csv").write_text("a\n1\n")
+    write_code(tree, "few = open('results/ladder.csv').read()['labels']")
+    assert execution.precomputed(chapters.read(chapter(tree)), tree) == "ladder.csv"
+
+
 @pytest.mark.slow
 def test_execute_stores_outputs_label_and_tables(tree, capsys):
     (tree / "book" / "results" / "ladder.csv").write_text("a\n1\n")

@@ -44,8 +44,9 @@ def cache_dir() -> Path:
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``, of the same suffix, that replaces it when the block ends without an
-    error.
+    error. A missing folder is made: hours of runs must not end at one.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
     os.close(handle)
     try:

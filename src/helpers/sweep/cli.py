@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -39,18 +40,31 @@ def parser() -> argparse.ArgumentParser:
     for name in ("run", "status", "collect"):
         made[name].add_argument("--folder", type=Path, help="where runs live (default: the cache folder)")
     for command in (made["plan"], made["run"]):
-        command.add_argument("--workers", type=int, default=1, help="families at once on this machine")
+        add = command.add_argument
+        add("--workers", type=at_least(1), default=1, help="families at once on this machine")
     made["plan"].add_argument("--no-timing", action="store_true", help="do not calibrate, leave hours out")
     add = made["run"].add_argument
     add("--engine", choices=ENGINES, default="local")
     add("--address", help="ray: of a running cluster, 'auto' or host:port; without it a local one is started")
-    add("--threads", type=int, help="of a family (default: cores / workers; ray: 1)")
-    add("--retries", type=int, default=RETRIES, help="attempts in a row that may get no further")
-    add("--checkpoint-seconds", type=float, default=120.0)
-    made["status"].add_argument("--watch", type=float, metavar="SECONDS", help="show again until all is done")
+    add("--threads", type=at_least(1), help="of a family (default: cores / workers; ray: 1)")
+    add("--retries", type=at_least(0), default=RETRIES, help="attempts in a row that may get no further")
+    add("--checkpoint-seconds", type=at_least(0, float), default=120.0)
+    add = made["status"].add_argument
+    add("--watch", type=at_least(0.1, float), metavar="SECONDS", help="show again until all is done")
     made["collect"].add_argument("--output", type=Path, required=True, help="the CSV; rows that it has stay")
     made["collect"].add_argument("--logs", type=Path, help="a second CSV, of training losses along the runs")
     return top
+
+
+def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """A reader of numbers for ``argparse``, which refuses those below ``least``."""
+
+    def number(text: str) -> Any:
+        if not (value := kind(text)) >= least:  # as nan is not
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return value
+
+    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,8 +103,14 @@ def _run(studies: list[Study], folder: Path, options: argparse.Namespace) -> Non
     if options.engine == "ray" and options.workers != 1:
         raise ValueError("--workers is for the engine local; a cluster runs as many as it has cores")
     threads = options.threads or (1 if options.engine == "ray" else None)
+    failed = []
     for study in studies:
-        _run_one(study, folder, options, threads)
+        try:
+            _run_one(study, folder, options, threads)
+        except RuntimeError as error:  # the other studies may go through
+            failed.append(f"{study.name}: {error}")
+    if failed:
+        raise RuntimeError("; ".join(failed))
     rows = sum(len(collect(study, study.load_corpus().digest, folder)) for study in studies)
     print(f"{rows} of {sum(len(study.configs()) for study in studies)} runs done", flush=True)
 

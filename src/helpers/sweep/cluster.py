@@ -27,6 +27,12 @@ class Ray:
         self.ray = ray = _import()
         how: dict[str, Any] = {"include_dashboard": False} if address is None else {}
         ray.init(address, log_to_driver=False, logging_level="ERROR", **how)
+        cores = max((n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]), default=0)
+        if threads > cores:  # such a task would wait for ever, and say nothing
+            ray.shutdown()
+            raise ValueError(
+                f"threads must be at most {cores:g}, the cores of the largest node, got {threads}"
+            )
         gpus = min(1, ray.cluster_resources().get("GPU", 0))
         # Ray's own retries know nothing of progress.
         self.remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(work)

@@ -25,6 +25,8 @@ _PRETRAIN = {
 _CORPUS = {"source": "str", "vocab_size": "int", "hub": "bool"}
 _KEYS = {"study": _REQUIRED | set(_LISTS), "pretrain": set(_PRETRAIN), "corpus": set(_CORPUS)}
 _TABLES = (*_KEYS, "rates")
+# Settings of a run that a study lists.
+_LISTED = {"tokens": "tokens", "seed": "seeds"}
 _CHOICES = {
     "arch": tuple(models.ARCHITECTURES),
     "init": models.INITIALISATIONS,
@@ -74,8 +76,10 @@ class StudyFile:
         return self.tables.get("corpus", {})
 
     def line(self, table: str, key: str | None = None) -> int | None:
-        """The number of the line where a key of a table stands, or the table's own line."""
-        inside, header = False, None
+        """The number of the line where a key of a table stands, or the table's own line; the table "" is what
+        stands above all tables.
+        """
+        inside, header = not table, None
         for number, line in enumerate(self.text.splitlines(), start=1):
             if match := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?$", line):
                 inside = match[1] == table
@@ -85,15 +89,15 @@ class StudyFile:
         return header
 
     def error(self, table: str, key: str | None, message: object) -> ValueError:
-        """A ``ValueError`` that says where: the key's line, else that of a key the message names, else the
-        table's.
+        """A ``ValueError`` that says where: the key's line, else that of the key the message names first,
+        else the table's.
         """
-        named = (
-            [key]
-            if key
-            else [name for name in self.tables.get(table, {}) if re.search(rf"\b{name}\b", str(message))]
-        )
-        number = self.line(table, named[0] if named else None)
+        if key is None:
+            known = self.tables.get(table, {})
+            words = {name: re.search(rf"\b{re.escape(name)}\b", str(message)) for name in known}
+            named = {name: word.start() for name, word in words.items() if word}
+            key = min(named, key=named.__getitem__, default=None)
+        number = self.line(table, key)
         return ValueError(f"{self.name}{f', line {number}' if number else ''}: {message}")
 
     def value(self, table: str, key: str | None, make: Callable[..., T], *arguments: Any) -> T:
@@ -101,17 +105,19 @@ class StudyFile:
         try:
             return make(*arguments)
         except ValueError as error:
-            # Budgets stand in another table than the settings they do not go with.
-            place = ("study", "tokens") if key is None and str(error).startswith("tokens") else (table, key)
+            # What a study lists stands in another table than the settings it does not go with.
+            listed = _LISTED.get(str(error).partition(" ")[0]) if key is None else None
+            place = ("study", listed) if listed else (table, key)
             raise self.error(*place, error) from error
 
     def _check_keys(self) -> None:
         for table, content in self.tables.items():
-            if table not in _TABLES:
-                known = ", ".join(f"[{name}]" for name in _TABLES)
-                raise self.error(table, None, f"unknown table [{table}], expected {known}")
+            known = ", ".join(f"[{name}]" for name in _TABLES)
             if not isinstance(content, dict):
-                raise ValueError(f"{self.name}: {table} must be a table [{table}], got {content!r}")
+                what = f"must be a table [{table}]" if table in _TABLES else f"must stand in one of {known}"
+                raise self.error("", table, f"{table} {what}, got {content!r}")
+            if table not in _TABLES:
+                raise self.error(table, None, f"unknown table [{table}], expected {known}")
             for key in content:
                 if table in _KEYS and key not in _KEYS[table]:
                     known = ", ".join(sorted(_KEYS[table]))

@@ -15,6 +15,8 @@ unique_tokens = [500_000]        # optional: text that larger budgets repeat
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,6 +76,8 @@ class Study:
             {file.value("rates", size, models.Size.parse, size): float(f) for size, f in file.rates.items()},
             Text(**file.corpus),
         )
+        # The settings first: the problems are computed with them.
+        file.value("pretrain", None, result._settings)
         for problem in result._problems():
             raise file.error(*problem)
         # What is not usable shows before the first run, not hours into the study.
@@ -82,6 +86,11 @@ class Study:
         for size, seed in [(size, seed) for size in sizes for seed in result.seeds]:
             for config in file.value("pretrain", None, result._of, size, seed):
                 file.value("pretrain", None, config.training)
+                if config.decay_steps == config.steps:
+                    message = (
+                        f"decay_share {config.decay_share} leaves no step of {config.steps} to the trunk"
+                    )
+                    raise file.error("pretrain", "decay_share", message)
         return result
 
     def configs(self) -> list[PretrainConfig]:
@@ -105,7 +114,7 @@ class Study:
 
         A budget below ``unique_tokens`` would repeat nothing: it is left out.
         """
-        base = PretrainConfig(size=size, tokens=max(self.tokens), seed=seed, **self.pretrain)
+        base = replace(self._settings(), size=size, seed=seed)
         factor = lr_scale * self.rates.get(size, 1.0)
         base = replace(base, lr=base.lr * factor, lr_adam=base.lr_adam * factor)
         if unique_tokens is not None:
@@ -132,6 +141,9 @@ class Study:
             words.append(f"unique {(config.unique_blocks or 0) * config.seq_len:,}")
         return " ".join(words)
 
+    def _settings(self) -> PretrainConfig:
+        return PretrainConfig(self.sizes[0], max(self.tokens), seed=self.seeds[0], **self.pretrain)
+
     def _of(self, size: models.Size, seed: int) -> list[PretrainConfig]:
         here = replace(self, sizes=(size,), seeds=(seed,))
         return here.configs()
@@ -146,21 +158,33 @@ class Study:
             values = getattr(self, key)
             if twice := [value for value in values if values.count(value) > 1]:
                 yield "study", key, f"{key} lists {twice[0]} twice: a run ends once"
-        if min(self.lr_scales) <= 0:
-            yield "study", "lr_scales", f"lr_scales must be positive, got {min(self.lr_scales)}"
+        shared = self._settings()
+        for key, unit in (("tokens", shared.batch_tokens), ("unique_tokens", shared.seq_len)):
+            same = defaultdict(list)
+            for value in getattr(self, key):
+                same[value // unit].append(value)
+            for count, values in same.items():
+                if len(values) > 1:
+                    yield "study", key, f"{key} {values} are all {count} times {unit}: a run ends once"
+        for scale in self.lr_scales:
+            if not 0 < scale < math.inf:
+                yield "study", "lr_scales", f"lr_scales must be positive and finite, got {scale}"
         for size, factor in self.rates.items():
             if size not in self.sizes:
                 yield "rates", str(size), f"[rates] names {size}, which is not one of the sizes"
-            if factor <= 0:
-                yield "rates", str(size), f"the factor of {size} must be positive, got {factor}"
+            if not 0 < factor < math.inf:
+                yield "rates", str(size), f"the factor of {size} must be positive and finite, got {factor}"
         if self.unique_tokens and "unique_blocks" in self.pretrain:
             yield "study", "unique_tokens", "unique_tokens and unique_blocks say the same: give one of them"
         for unique in self.unique_tokens:
             if unique > max(self.tokens):
                 largest = max(self.tokens)
                 yield "study", "unique_tokens", f"no budget repeats {unique} tokens, the largest is {largest}"
-            if unique < 1:
-                yield "study", "unique_tokens", f"unique_tokens must be positive, got {unique}"
+            if unique < shared.batch_tokens:
+                least = shared.batch_tokens
+                yield "study", "unique_tokens", f"unique_tokens must fill a batch of {least}, got {unique}"
+        if self.text.vocab_size < 100:
+            yield "corpus", "vocab_size", f"vocab_size must be at least 100, got {self.text.vocab_size}"
         if self.text.source not in data.WHEEL_ROWS:
             known = ", ".join(data.WHEEL_ROWS)
             yield "corpus", "source", f"unknown source {self.text.source!r}: expected one of {known}"
