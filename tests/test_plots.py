@@ -94,6 +94,8 @@ def test_quality_by_loss_has_a_line_a_size_and_the_level():
     ax = plots.quality_by_loss(table, level=0.8, level_name="MiniLM", title="t")
     assert {"2x32", "4x96", "MiniLM"} <= {text.get_text() for text in ax.texts}
     assert ax.xaxis_inverted() and len(ax.containers) == 2
+    ax = plots.tuned_by_loss(table.assign(labels=[100, 1600] * 2), title="t")
+    assert texts(ax) == {"100 labels", "1,600 labels"} and ax.xaxis_inverted() and len(ax.containers) == 2
 
 
 def test_sweeps_and_courses_ring_the_best_of_each_arm():

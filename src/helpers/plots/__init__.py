@@ -5,7 +5,7 @@ Every title states the finding and comes from the caller; every axis names its u
 
 from .canvas import COLOURS, count, new_axes, png, show, style
 from .distillation import frontier, pareto, temperature_curve
-from .learning import bars, courses, label_curve, loss_curves, quality_by_loss, rate_sweep
+from .learning import bars, courses, label_curve, loss_curves, quality_by_loss, rate_sweep, tuned_by_loss
 from .lowrank import against_rank, spectra
 from .scaling import (
     band,
@@ -44,4 +44,5 @@ __all__ = [
     "spectra",
     "style",
     "temperature_curve",
+    "tuned_by_loss",
 ]

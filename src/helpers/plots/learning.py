@@ -144,19 +144,30 @@ def quality_by_loss(
     `table` has the columns `encoder` (size and tokens, as in "4x96-499712"), `tokens`, `mlm_loss`, and the
     `mean` and `sd` of the accuracy over draws of labels. `level` is an accuracy to compare with.
     """
+    sizes = table.assign(size=table["encoder"].str.split("-").str[0]).groupby("size", sort=False)
+    ax = _by_loss(dict(iter(sizes)), title=title, ylabel="test accuracy, frozen", ax=ax)
+    plateau(ax, level, level_name)
+    return ax
+
+
+def tuned_by_loss(table: pd.DataFrame, *, title: str, ax: Axes | None = None) -> Axes:
+    """Accuracy of encoders after fine-tuning against their pre-training loss (nats), one line a number of
+    labels.
+
+    `table` has the columns `labels`, `mlm_loss`, and the `mean` and `sd` of the accuracy over draws.
+    """
+    lines = {f"{count:,} labels": rows for count, rows in table.groupby("labels")}
+    return _by_loss(lines, title=title, ylabel="test accuracy, fine-tuned", ax=ax)
+
+
+def _by_loss(lines: dict[str, pd.DataFrame], *, title: str, ylabel: str, ax: Axes | None) -> Axes:
     ax = new_axes(ax)
     ends = []
-    sizes = table.assign(size=table["encoder"].str.split("-").str[0]).groupby("size", sort=False)
-    for (size, rows), colour in zip(sizes, colours(sizes.ngroups), strict=True):
-        rows = rows.sort_values("tokens")
+    for (name, rows), colour in zip(lines.items(), colours(len(lines)), strict=True):
+        rows = rows.sort_values("mlm_loss", ascending=False)
         ax.errorbar(rows["mlm_loss"], rows["mean"], yerr=rows["sd"], fmt="o-", color=colour, capsize=2)
-        ends.append((str(size), rows["mlm_loss"].iloc[-1], rows["mean"].iloc[-1], colour))
-    plateau(ax, level, level_name)
+        ends.append((name, rows["mlm_loss"].iloc[-1], rows["mean"].iloc[-1], colour))
     ax.invert_xaxis()  # better models to the right, as in plots against tokens
-    ax.set(
-        title=title,
-        xlabel="pre-training loss (nats per masked token), falling",
-        ylabel="test accuracy, frozen",
-    )
+    ax.set(title=title, xlabel="pre-training loss (nats per masked token), falling", ylabel=ylabel)
     label_ends(ax, ends)
     return ax
