@@ -181,7 +181,7 @@ def test_every_study_tells_how_it_is_run(path, monkeypatch, capsys):
 
 
 TABLES = {
-    "ladder": ("ladder", "seeds", "seeds_wide"),
+    "ladder": ("ladder", "seeds", "seeds_small", "seeds_wide"),
     "again": ("ladder",),
     "heldout": ("heldout", "heldout_long", "heldout_small"),
     "tuning": ("tuning", "tuning_long"),
