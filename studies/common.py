@@ -100,8 +100,8 @@ def in_processes(work: Callable[..., Any], jobs: Iterable[Sequence[Any]], worker
 
 def write(rows: pd.DataFrame | list[Row], output: Path, by: list[str]) -> None:
     """Write the table, sorted by these columns, which tell its rows apart; numbers get six digits. Raises
-    ``ValueError`` where a row of the table that is there would be lost: a part of a study must not replace
-    all of it.
+    ``ValueError`` where a row or a column of the table that is there would be lost: a part of a study must
+    not replace all of it.
     """
     write_in_order(pd.DataFrame(rows).sort_values(by), output, by)
 
@@ -109,8 +109,11 @@ def write(rows: pd.DataFrame | list[Row], output: Path, by: list[str]) -> None:
 def write_in_order(table: pd.DataFrame, output: Path, by: list[str]) -> None:
     """:func:`write` for a table that is sorted already."""
     text = table.to_csv(index=False, float_format="%.6g")
-    if output.exists() and (lost := len(keys(output, by) - keys(StringIO(text), by))):
-        raise ValueError(f"{output} has {lost} rows that this run would drop; write to another file")
+    if output.exists():
+        if lost := len(keys(output, by) - keys(StringIO(text), by)):
+            raise ValueError(f"{output} has {lost} rows that this run would drop; write to another file")
+        if columns := [name for name in pd.read_csv(output, nrows=0) if name not in table]:
+            raise ValueError(f"{output} has {columns} that this run would drop; write to another file")
     with runtime.write_atomically(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

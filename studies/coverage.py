@@ -1,23 +1,24 @@
 """How often 95 % intervals hold the truth, on synthetic sweeps whose law is known: book/results/coverage.csv.
 
-    python studies/coverage.py --output book/results/coverage.csv
+    python studies/coverage.py --runs RUNS --output book/results/coverage.csv
 
 Each setting is a grid shape, a noise of single runs and a noise shared by the budgets of one trunk. 200
 sweeps are drawn from each, fitted with a bootstrap, and the intervals that hold the truth are counted. An
 honest 95 % interval is inside 90 to 99 % of the time (200 draws leave a standard error of 1.5 points).
+
+Finished settings are kept in RUNS, and skipped.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 
+import common
 import numpy as np
 import pandas as pd
 
-from helpers import laws, runtime
+from helpers import laws
 
 TRUTH = laws.Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 
@@ -76,7 +77,7 @@ def hits(setting: Setting, seed: int, n_boot: int) -> dict[str, bool]:
     return found
 
 
-def coverage(setting: Setting, replications: int, n_boot: int) -> dict[str, object]:
+def coverage(setting: Setting, replications: int, n_boot: int) -> common.Row:
     """One row: the setting, and for each quantity the percentage of intervals that hold the truth."""
     first = 10_000 * SETTINGS.index(setting)  # other noise in each setting
     table = pd.DataFrame([hits(setting, first + i, n_boot) for i in range(replications)])
@@ -84,18 +85,19 @@ def coverage(setting: Setting, replications: int, n_boot: int) -> dict[str, obje
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
+    parser = common.parser(__doc__)
     parser.add_argument("--replications", type=int, default=200)
     parser.add_argument("--bootstraps", type=int, default=100)
-    arguments = parser.parse_args()
+    options = parser.parse_args()
+    replications, n_boot = options.replications, options.bootstraps
     warnings.simplefilter("ignore", laws.NotIdentifiedWarning)
     rows = []
-    for setting in SETTINGS:
-        rows.append(coverage(setting, arguments.replications, arguments.bootstraps))
+    for number, setting in enumerate(SETTINGS):
+        path = options.runs / f"{number}-{replications}-{n_boot}.json"
+        rows.append(common.kept(path, lambda s=setting: coverage(s, replications, n_boot)))
         print(rows[-1], flush=True)
-        with runtime.write_atomically(arguments.output) as path:
-            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
+    by = [field.name for field in fields(Setting)]
+    common.write_in_order(pd.DataFrame(rows), options.output, by)
 
 
 if __name__ == "__main__":

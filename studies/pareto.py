@@ -269,10 +269,9 @@ def main() -> None:
                 *(rows[-1][key] for key in ("name", "seed", "accuracy", "log_loss", "seconds")),
                 flush=True,
             )
-    write(options.runs, rows, options.output)
     if options.latency:
         measure(options.model, options.runs, arms, options.seeds[0], options.repeats)
-        write(options.runs, rows, options.output)
+    write(options.runs, rows, options.output)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ def test_a_part_of_a_study_does_not_replace_the_whole(common, tmp_path):
         common.write(rows[:2], output, by)
     with pytest.raises(ValueError, match="t.csv has 1 rows that this run would drop"):
         common.write(rows[1:], output, by)
+    with pytest.raises(ValueError, match=r"t.csv has \['f1'\] that this run would drop"):
+        common.write([{k: v for k, v in row.items() if k != "f1"} for row in rows], output, by)
     assert output.read_text() == before
     more = [row | {"f1": 0.7, "ms": 1} for row in rows] + [rows[1] | {"seed": 3}]
     common.write(more, output, by)
@@ -157,6 +159,28 @@ def test_seeds_arms_and_costs_join_a_table_that_keeps_its_rows(pareto, monkeypat
     assert (more["latency_ms_1"] == 2.0).all() and len(more) == 6
     with pytest.raises(ValueError, match="pareto.csv has 3 rows that this run would drop"):
         call("--arms", "int8", "2:4", "--seeds", "0")
+
+
+def test_a_setting_of_the_coverage_study_is_counted_once(monkeypatch, tmp_path):
+    coverage, counted = load(FOLDER / "coverage.py", monkeypatch), []
+
+    def count(setting, replications, n_boot):
+        counted.append(setting)
+        if len(counted) == 3:
+            raise KeyboardInterrupt
+        return {**vars(setting), "replications": replications, "n_boot": n_boot, "E": 95.0}
+
+    monkeypatch.setattr(coverage, "coverage", count)
+    output = tmp_path / "coverage.csv"
+    monkeypatch.setattr("sys.argv", ["coverage", "--runs", str(tmp_path / "runs"), "--output", str(output)])
+    with pytest.raises(KeyboardInterrupt):
+        coverage.main()
+    assert not output.exists()
+    coverage.main()
+    assert len(counted) == len(coverage.SETTINGS) + 1 and len(set(counted)) == len(coverage.SETTINGS)
+    table = pd.read_csv(output)
+    assert table["sizes"].tolist() == [setting.sizes for setting in coverage.SETTINGS]
+    assert table["delta"].tolist() == [setting.delta for setting in coverage.SETTINGS]
 
 
 def test_the_folder_of_runs_is_made(common, tmp_path):

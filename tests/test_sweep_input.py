@@ -57,6 +57,8 @@ def write(folder: Path, text: str = STUDY, name: str = "study.toml") -> Path:
         ("batch = 8", "batch = 8\nunique_blocks = 0", "10: unique_blocks asks for 0 .*one batch of 8"),
         ("batch = 8", "batch = 8\nunique_blocks = -3", "10: unique_blocks asks for -3"),
         ("[0]", "[-1]", "6: seed must lie in .*got -1"),
+        ("[0]", f"[0, {10**309}]", "6: seeds has an integer of more than 64 bits"),
+        ("batch = 8", f"lr = {10**309}", "9: lr has an integer of more than 64 bits"),
         ("[0]", "[0, -1]", "6: seed must lie in .*got -1"),
         ("[1024, 2048]", "[1024, 1030]", r"5: tokens \[1024, 1030\] are all 8 times 128"),
         ("[pretrain]", "lr_scales = [nan]\n[pretrain]", "7: lr_scales must be positive and finite, got nan"),

@@ -48,10 +48,11 @@ class StudyFile:
         text = path.read_text(encoding="utf-8")
         try:
             tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:  # its message names line and column
+        except ValueError as error:  # TOML's own errors name line and column
             raise ValueError(f"{path.name}: {error}") from error
         file = cls(path.name, text, tables)
         file._check_keys()
+        file._check_integers()
         file._check_lists()
         for table, kinds in (("pretrain", _PRETRAIN), ("corpus", _CORPUS)):
             file._check_types(table, kinds)
@@ -126,6 +127,14 @@ class StudyFile:
             raise self.error("study", None, f"[study] lacks {', '.join(missing)}")
         if type(self.study["name"]) is not str:
             raise self.error("study", "name", f"name must be a str, got {self.study['name']!r}")
+
+    def _check_integers(self) -> None:
+        """TOML's integers have 64 bits; Python reads longer ones, which no run can use."""
+        for table, content in self.tables.items():
+            for key, value in content.items():
+                for item in value if isinstance(value, list) else [value]:
+                    if isinstance(item, int) and item.bit_length() > 63:
+                        raise self.error(table, key, f"{key} has an integer of more than 64 bits")
 
     def _check_lists(self) -> None:
         for key, kind in _LISTS.items():
