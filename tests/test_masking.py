@@ -196,3 +196,15 @@ def test_the_first_id_outside_the_vocabulary_is_named(bad):
     ids[2, 2] = bad
     with pytest.raises(ValueError, match=f"token id {bad} lies outside the vocabulary of 50 tokens"):
         masking.check_ids(ids, 50)
+
+
+def test_own_input_entropy_is_that_of_the_joint_distribution():
+    p = np.random.default_rng(0).dirichlet(np.ones(7))
+    joint = p[:, None] * (0.15 * np.eye(7) + 0.2 / 7)  # [y, x]
+    expected = -0.65 * (p * np.log(p)).sum() - (joint * np.log(joint / joint.sum(0))).sum()
+    assert masking.own_input_entropy(p, keep=0.15, swap=0.2) == pytest.approx(expected)
+    entropy = -(p * np.log(p)).sum()
+    assert masking.own_input_entropy(p, keep=0, swap=0.5) == pytest.approx(entropy)  # the input tells nothing
+    assert masking.own_input_entropy(p, keep=1, swap=0) == pytest.approx(0)
+    with pytest.raises(ValueError, match="sums to one"):
+        masking.own_input_entropy(2 * p)

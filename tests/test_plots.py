@@ -32,7 +32,7 @@ def texts(ax):
 
 
 def test_ladder_labels_each_size_and_leaves_unfitted_points_open(runs, fit):
-    ax = plots.ladder(runs, title="Loss falls", fit=fit, unigram_entropy=6.5)
+    ax = plots.ladder(runs, title="Loss falls", fit=fit, levels={"unigram entropy": 6.5})
     assert ax.get_title(loc="left") == "Loss falls" and "nats" in ax.get_ylabel()
     assert {"25k", "150k", "450k", "2.7M", "unigram entropy"} <= texts(ax)
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
@@ -174,5 +174,5 @@ def test_names_of_near_points_do_not_overlap():
     ax.set(xlim=(0, 2), ylim=(0, 2))
     canvas.label_points(ax, points)
     boxes = [text.get_window_extent() for text in ax.texts]
-    assert [text.get_text() for text in ax.texts] == [name for name, _, _ in points]
+    assert {text.get_text() for text in ax.texts} == {name for name, _, _ in points}
     assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))

@@ -14,10 +14,13 @@ def test_cost_and_quality_draws_and_names_every_model():
         {"name": ["a", "b", "c"], "N": [1e5, 1e5, 9e5], "loss": [5.0, 5.2, 4.0], "low": 3.9, "high": 5.3}
     )
     ax = compression.cost_and_quality(table, x="N", y="loss", title="T", xlabel="parameters", ylabel="nats")
-    drawn = [tuple(line.get_xydata()[0]) for line in ax.lines if line.get_marker() == "o"]
-    assert drawn == [(1e5, 5.0), (1e5, 5.2), (9e5, 4.0)]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [tuple(point) for line in dots for point in line.get_xydata()] == [(1e5, 5.0), (1e5, 5.2), (9e5, 4.0)]
     assert set(texts(ax)) == {"a", "b", "c"} and ax.get_xscale() == "log"
-    assert list(ax.get_xticks()) == [1e5, 9e5]
+    assert list(ax.get_xticks()) == [1e5, 9e5] and len(dots) == 1 and ax.get_legend() is None
+    table["kind"] = ["few", "many", "few"]
+    ax = compression.cost_and_quality(table, x="N", y="loss", title="T", xlabel="parameters", ylabel="nats")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["few", "many"]
 
 
 def test_against_density_draws_a_line_a_method_and_its_levels():

@@ -38,6 +38,10 @@ def test_pareto_names_every_method_in_every_panel():
         dots = [line for line in ax.lines if line.get_marker() == "o"]
         assert len(dots) == 3
         assert sum(line.get_markerfacecolor() != "white" for line in dots) == filled
+    figure = plots.pareto(
+        table, x={"mb": "MB"}, y="accuracy", title="T", ylabel="accuracy", by="name", ylim=(0.72, 0.9)
+    )
+    assert "a: 1" in {text.get_text() for text in figure.axes[0].texts}
 
 
 def test_temperature_curve_draws_lines_and_levels():

@@ -171,12 +171,10 @@ def precision() -> str:
 
 
 def precomputed(notebook: NotebookNode, root: Path) -> str:
-    """The shipped result files that the code names. The labels themselves are none of them, and a usual name
-    of a column.
-    """
+    """The shipped result files that the code names, but for the labels themselves."""
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     shipped = sorted({path.stem for path in (root / "book" / "results").glob("*.csv")} - {"labels"})
-    return " ".join(f"{name}.csv" for name in shipped if re.search(rf"[\"'/]{name}(\.csv)?[\"']", code))
+    return " ".join(f"{name}.csv" for name in shipped if f"{name}.csv" in code)
 
 
 def label_of(path: Path, notebook: NotebookNode, cost: Cost, root: Path) -> Label:

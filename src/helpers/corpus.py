@@ -30,6 +30,15 @@ class Corpus:
         """Tokens in the vocabulary, special ones included."""
         return len(self.tokenizer)
 
+    @property
+    def own_input_entropy(self) -> float:
+        """Lowest loss of a model that sees no input but a masked position's own, in nats (:func:`helpers.
+        masking.own_input_entropy`): what lies between it and ``unigram_entropy`` needs no context.
+        """
+        counts = np.bincount(self.train.ids.flatten().numpy(), minlength=self.vocab_size) + 1.0
+        ordinary = counts[len(tk.SPECIAL_TOKENS) :]
+        return masking.own_input_entropy(ordinary / ordinary.sum())
+
 
 def load_corpus(reviews: data.Reviews | None = None, *, vocab_size: int = 4096, seq_len: int = 128) -> Corpus:
     """Train the tokenizer on the training split, and cut both splits into blocks. Encoded text is kept in the

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import special
 
 from helpers import tokenizer as tk
 
@@ -46,6 +47,27 @@ class Blocks:
         if not 0 < count <= len(self):
             raise ValueError(f"cannot take {count} of {len(self)} blocks")
         return Blocks(self.ids[:count], self.document[:count], self.skipped)
+
+
+def own_input_entropy(frequencies: np.ndarray, *, keep: float = 0.1, swap: float = 0.1) -> float:
+    """Lowest loss, in nats a masked token, of a model that sees a masked position's own input and no other.
+
+    ``frequencies`` (V',) of the ordinary tokens sum to one; a masked position keeps its token with
+    probability ``keep``, shows one of the V' tokens at random with ``swap``, and else ``[MASK]``, which tells
+    nothing. Raises ``ValueError`` for frequencies that are negative or do not sum to one.
+    """
+    p = np.asarray(frequencies, float)
+    if p.ndim != 1 or (p < 0).any() or abs(p.sum() - 1) > 1e-6:
+        raise ValueError(f"frequencies must be a vector that sums to one, got {p.shape} with sum {p.sum()}")
+    # The shown token x is y itself or, by chance, any: P(y, x) is p_y swap / V', and p_y keep more at x = y.
+    by_chance = swap / len(p)
+    shown = keep * p + by_chance
+    same = special.xlogy(p * (keep + by_chance), p * (keep + by_chance) / shown)
+    joint = p * by_chance
+    # Sum over x != y of joint_y log(joint_y / shown_x), without the table of V'^2 terms.
+    others = (len(p) - 1) * special.xlogy(joint, joint) - joint * (np.log(shown).sum() - np.log(shown))
+    masked = (1 - keep - swap) * -special.xlogy(p, p).sum()
+    return float(masked - same.sum() - others.sum())
 
 
 def cut_blocks(documents: Sequence[np.ndarray], seq_len: int) -> Blocks:

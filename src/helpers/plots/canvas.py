@@ -8,7 +8,7 @@ to match a legend.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -18,6 +18,7 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
@@ -130,7 +131,7 @@ def plateau(ax: Axes, level: float, name: str = "unigram entropy") -> None:
     ax.axhline(level, color=GREY, linestyle="--", linewidth=1.2)
     ax.annotate(
         name, (0, level), (2, 3), xycoords=("axes fraction", "data"),
-        textcoords="offset points", color=GREY, fontsize=9, va="bottom",
+        textcoords="offset points", color=GREY, fontsize=9, va="bottom", path_effects=_halo(),
     )  # fmt: skip
 
 
@@ -169,59 +170,92 @@ def log_axes(ax: Axes, which: str, ticks: Sequence[float] = ()) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
 
 
+def _halo() -> list[withStroke]:
+    """White around the letters of a name, which hides less of a line or a point than a box does."""
+    return [withStroke(linewidth=2.5, foreground="white")]
+
+
 def label_ends(ax: Axes, ends: Sequence[tuple[str, float, float, object]]) -> None:
-    """Names at the right ends of lines, pushed apart until none overlaps another, above lines that go on."""
+    """Names at the right ends of lines, (name, x, y, colour), over lines that go on.
+
+    Names that share a column of the picture are pushed apart, and all are kept between the axes' bottom and
+    top. Call it when the scales and limits of the axes stand.
+    """
+    if not ends:
+        return
     figure = ax.get_figure(root=True)
     assert figure is not None
-    need = 13.0 * figure.dpi / 72  # a line of text, in pixels
-    order = sorted(range(len(ends)), key=lambda i: ends[i][2])
-    at = np.array([ax.transData.transform((1.0, ends[i][2]))[1] for i in order])
-    for _ in range(200):
-        gaps = np.diff(at)
-        if not len(gaps) or (short := need - gaps).max() <= 0.5:
-            break
-        push = np.maximum(short, 0) / 2
-        at[:-1] -= push
-        at[1:] += push
-    for place, i in zip(at, order, strict=True):
-        name, x, y, colour = ends[i]
-        shift = (place - ax.transData.transform((1.0, y))[1]) * 72 / figure.dpi
+    figure.draw_without_rendering()
+    labels = [
         ax.annotate(
-            name, (x, y), (5, shift), textcoords="offset points", color=darker(colour), va="center",
-            fontsize=9.5, annotation_clip=False,
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
-        )  # fmt: skip
+            name, (x, y), (5, 0), textcoords="offset points", color=darker(colour), va="center",
+            fontsize=9.5, annotation_clip=False, path_effects=_halo(),
+        )
+        for name, x, y, colour in ends
+    ]  # fmt: skip
+    left, right = np.array([label.get_window_extent().intervalx for label in labels]).T
+    beside = (left[:, None] < right) & (left < right[:, None])
+    need = 13.0 * figure.dpi / 72  # a line of text, in pixels
+    places = ax.transData.transform([(x, y) for _, x, y, _ in ends])[:, 1]
+    rank = np.argsort(np.argsort(places, kind="stable"))
+    above = np.sign(rank[:, None] - rank)
+    low, high = ax.bbox.y0 + need / 2, ax.bbox.y1 - need / 2
+    at = places.clip(low, high)
+    for _ in range(300):
+        short = np.where(beside, need - above * (at[:, None] - at), 0.0).clip(min=0.0)
+        np.fill_diagonal(short, 0.0)
+        if short.max() <= 0.5:
+            break
+        at = (at + 0.25 * (short * above).sum(axis=1)).clip(low, high)
+    for label, moved in zip(labels, at - places, strict=True):
+        label.xyann = (5, moved * 72 / figure.dpi)
 
 
-def label_points(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Names beside points, each on the first side where it hides no other name and no other point.
-
-    Call it when the scales and limits of the axes stand.
+def label_points(
+    ax: Axes, points: Sequence[tuple[str, float, float]], ink: Sequence[object] | None = None
+) -> None:
+    """Names beside points, (name, x, y), each at the first place around its point where it hides nothing; a
+    thin line leads to a name that stands further off. Call it when the scales and limits of the axes stand.
     """
     figure = ax.get_figure(root=True)
     assert figure is not None
-    figure.canvas.draw()
+    figure.draw_without_rendering()
+    scale, frame = figure.dpi / 72, ax.get_window_extent()
     places = ax.transData.transform([(x, y) for _, x, y in points])
-    sides = [(7, -3, "left"), (-7, -3, "right"), (0, 7, "center"), (0, -15, "center")]
-    sides += [(7, 9, "left"), (-7, 9, "right"), (7, -15, "left"), (-7, -15, "right")]
+    dots = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    around = [
+        (side, up)
+        for up in (0, *(sign * 11 * k for k in range(1, 6) for sign in (1, -1)))
+        for side in (1, -1)
+    ]
     taken: list[Bbox] = []
-    for i, (name, x, y) in enumerate(points):
-        best = None
-        for dx, dy, align in sides:
-            text = ax.annotate(
-                name, (x, y), (dx, dy), textcoords="offset points", fontsize=9, ha=align,
-                annotation_clip=False,
-            )  # fmt: skip
-            box = text.get_window_extent().padded(1)
-            hits = sum(box.overlaps(other) for other in taken)
-            hits += sum(box.padded(6).contains(*place) for j, place in enumerate(places) if j != i)
-            if best is not None and hits >= best[0]:
-                text.remove()
-                continue
-            if best is not None:
-                best[1].remove()
-            best = (hits, text, box)
-            if not hits:
-                break
-        assert best is not None
-        taken.append(best[2])
+    for i in sorted(range(len(points)), key=lambda i: -places[i][1]):
+        name, x, y = points[i]
+        probe = ax.annotate(name, (x, y), fontsize=9)
+        size = probe.get_window_extent()
+        probe.remove()
+
+        def box(side: int, up: int, at: NDArray[np.float64] = places[i], size: Bbox = size) -> Bbox:
+            left = at[0] + 6 * scale if side > 0 else at[0] - 6 * scale - size.width
+            return Bbox.from_bounds(left, at[1] + up * scale - size.height / 2, size.width, size.height)
+
+        def cost(place: tuple[int, int], i: int = i, box: Callable[..., Bbox] = box) -> float:
+            here = box(*place)
+            hidden = sum(_shared(here, other) for other in (*taken, *dots[:i], *dots[i + 1 :]))
+            outside = max(0.0, here.x1 - frame.x1) + max(0.0, frame.x0 - here.x0)
+            return hidden + 20 * outside + 0.02 * abs(place[1])
+
+        side, up = min(around, key=cost)
+        taken.append(box(side, up))
+        ax.annotate(
+            name, (x, y), (6 * side, up), textcoords="offset points", fontsize=9, va="center",
+            ha="left" if side > 0 else "right", color=BLACK if ink is None else darker(ink[i]),
+            annotation_clip=False, path_effects=_halo(),
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5} if abs(up) > 11 else None,
+        )  # fmt: skip
+
+
+def _shared(one: Bbox, other: Bbox) -> float:
+    """Area that two boxes share, in pixels."""
+    both = Bbox.intersection(one, other)
+    return 0.0 if both is None else float(both.width * both.height)

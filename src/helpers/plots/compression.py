@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from .canvas import BLACK, arms, colours, label_ends, lines_by, log_axes, new_axes, plateaus
+from .canvas import BLACK, arms, colours, label_ends, label_points, lines_by, log_axes, new_axes, plateaus
 
 
 def cost_and_quality(
@@ -21,19 +21,25 @@ def cost_and_quality(
 ) -> Axes:
     """One point a model: quality `y` against cost `x` (log scale), with the model's name beside it.
 
-    `table` has the columns `name`, `x`, `y`, and may have `low` and `high`, drawn as intervals.
+    `table` has the columns `name`, `x`, `y`, and may have `low` and `high`, drawn as intervals, and `kind`, a
+    colour with a name.
     """
     ax = new_axes(ax)
     at, value = table[x].astype(float), table[y].astype(float)
     if {"low", "high"} <= set(table):
         error = arms(value, table["low"], table["high"])
         ax.errorbar(at, value, yerr=error, fmt="none", ecolor=BLACK, capsize=3, linewidth=1)
-    for i, colour in enumerate(colours(len(table))):
-        ax.plot(at.iloc[i], value.iloc[i], "o", color=colour, zorder=3)
+    kinds = table["kind"] if "kind" in table else pd.Series("", index=table.index)
+    colour_of = dict(zip(dict.fromkeys(kinds), colours(kinds.nunique()), strict=True))
+    for kind, colour in colour_of.items():
+        ax.plot(at[kinds == kind], value[kinds == kind], "o", color=colour, zorder=3, label=kind)
+    if len(colour_of) > 1:
+        ax.legend(loc="best")
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     log_axes(ax, "x", _apart(at))
     ax.margins(x=0.2, y=0.15)
-    label_ends(ax, list(zip(map(str, table["name"]), at, value, colours(len(table)), strict=True)))
+    points = list(zip(map(str, table["name"]), at, value, strict=True))
+    label_points(ax, points, [colour_of[kind] for kind in kinds])
     return ax
 
 
@@ -72,6 +78,6 @@ def _apart(values: pd.Series) -> list[float]:
     """The values, without those so near to a smaller one (on a log scale) that their labels would overlap."""
     kept: list[float] = []
     for value in sorted(set(values)):
-        if not kept or value > 1.4 * kept[-1]:
+        if not kept or value > 1.7 * kept[-1]:
             kept.append(float(value))
     return kept

@@ -24,6 +24,7 @@ from .canvas import (
     log_axes,
     new_axes,
     plateau,
+    plateaus,
     shades,
 )
 
@@ -40,17 +41,16 @@ def ladder(
     title: str,
     fit: Law | None = None,
     N: str = "params_non_embedding",
-    unigram_entropy: float | None = None,
+    levels: Mapping[str, float] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Loss (nats) against tokens, one colour a size; curves are the fitted law, open points were not fitted.
 
     `runs` has the columns `tokens`, `mlm_loss`, `N`, and may have `fitted` (bool). `fit.predict(N, D)` draws
-    the curves.
+    the curves. `levels` are losses to compare with, by name, drawn as dashed lines.
     """
     ends = _family(new := new_axes(ax), runs, x="tokens", by=N, fit=fit, size_first=False)
-    if unigram_entropy is not None:
-        plateau(new, unigram_entropy)
+    plateaus(new, levels)
     new.set(title=title, xlabel="tokens read", ylabel="MLM loss (nats per masked token)")
     log_axes(new, "xy")
     label_ends(new, ends)
