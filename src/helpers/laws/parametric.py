@@ -1,4 +1,4 @@
-"""The parametric law L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, section 3.3 and equation 10).
+"""The parametric law L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, section 3.3, equation 2).
 
 E is the loss that no model and no data remove, A/N^alpha what a finite model adds, B/D^beta what finite data
 add. The fit minimises the sum of Huber(log predicted - log measured), as Besiroglu et al. 2024 do; their

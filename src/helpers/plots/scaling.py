@@ -221,7 +221,7 @@ def forest(
     ax.errorbar(value, rows, xerr=arms(value, *interval), fmt="o", color=BLUE, ecolor=SKY, elinewidth=4)
     if published is not None:
         ax.plot(np.asarray(published, float), rows, "D", color=RED, markerfacecolor="none", label="published")
-        ax.legend(loc="best")
+        ax.legend(loc="best", frameon=True)  # else its mark reads as one more estimate
     ax.set_yticks(rows, names)
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")

@@ -54,7 +54,7 @@ def isoflop(
         line = means[at]
         ax.plot(line.index, line, "o-", color=colour)
         ax.plot(line.idxmin(), line.min(), "o", color=RED, markersize=12, markerfacecolor="none", zorder=4)
-        ends.append((f"{at:.1e}", float(line.index[-1]), float(line.iloc[-1]), colour))
+        ends.append((f"{at:.1e} FLOPs", float(line.index[-1]), float(line.iloc[-1]), colour))
     ax.set(title=title, xlabel=xlabel, ylabel=LOSS)
     log_axes(ax, "xy", sorted(set(means.index.get_level_values("N"))))
     label_ends(ax, ends)
@@ -93,9 +93,11 @@ def repeats(runs: pd.DataFrame, fresh: pd.DataFrame, *, title: str, ax: Axes | N
     `runs` has the columns `tokens`, `unique_tokens` and `mlm_loss`; `fresh` may lack `unique_tokens`.
     """
     ax = new_axes(ax)
-    amounts, ends = sorted(runs["unique_tokens"].unique()), []
-    curves = [(count(u), runs[runs["unique_tokens"] == u]) for u in amounts] + [("all new", fresh)]
-    for (name, part), colour in zip(curves, [*shades(len(amounts)), BLACK], strict=True):
+    # Amounts that differ by less than a batch have one name, and one line.
+    amounts, ends = runs.sort_values("unique_tokens")["unique_tokens"].map(count), []
+    curves = [(name, runs.loc[part.index]) for name, part in amounts.groupby(amounts, sort=False)]
+    curves.append(("all new", fresh))
+    for (name, part), colour in zip(curves, [*shades(len(curves) - 1), BLACK], strict=True):
         line = part.groupby("tokens")["mlm_loss"].mean()
         ax.plot(line.index, line, "o-" if name != "all new" else "s--", color=colour)
         ends.append((name, float(line.index[-1]), float(line.iloc[-1]), colour))
