@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import runpy
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -94,8 +96,11 @@ def test_quality_by_loss_has_a_line_a_size_and_the_level():
     ax = plots.quality_by_loss(table, level=0.8, level_name="MiniLM", title="t")
     assert {"2x32", "4x96", "MiniLM"} <= {text.get_text() for text in ax.texts}
     assert ax.xaxis_inverted() and len(ax.containers) == 2
-    ax = plots.tuned_by_loss(table.assign(labels=[100, 1600] * 2), title="t")
+    drawn = table.assign(labels=[100, 1600] * 2, median=table["mean"], low=0.4, high=0.7)
+    ax = plots.tuned_by_loss(drawn, title="t")
     assert texts(ax) == {"100 labels", "1,600 labels"} and ax.xaxis_inverted() and len(ax.containers) == 2
+    bars = np.concatenate([np.array(box[2][0].get_segments())[..., 1] for box in ax.containers])
+    assert (bars == [0.4, 0.7]).all()
 
 
 def test_sweeps_and_courses_ring_the_best_of_each_arm():
@@ -123,8 +128,9 @@ def test_label_curve_shifts_the_arms_apart():
     ).assign(low=lambda t: t["accuracy"] - 0.02, high=lambda t: t["accuracy"] + 0.02)
     ax = plots.label_curve(table, title="t")
     assert {"pre-trained", "from scratch"} <= texts(ax) and ax.get_ylabel() == "accuracy"
-    first, second = (line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o")
-    assert first != second
+    first, second = (line.get_xdata() for line in ax.lines if line.get_marker() == "o")
+    assert first[0] != second[0]
+    assert {text.xy[0] for text in ax.texts} == {max(first[-1], second[-1])}
 
 
 def test_labels_do_not_overlap():
@@ -137,7 +143,7 @@ def test_labels_do_not_overlap():
 
 def test_show_stores_png_and_alt_text_and_closes(monkeypatch):
     shown = []
-    monkeypatch.setattr(canvas, "display", lambda data, **settings: shown.append((data, settings)))
+    monkeypatch.setattr("IPython.display.display", lambda data, **settings: shown.append((data, settings)))
     plots.show(plots.new_axes(), alt="An empty pair of axes")
     ((data, settings),) = shown
     with Image.open(io.BytesIO(data["image/png"])) as image:
@@ -147,6 +153,14 @@ def test_show_stores_png_and_alt_text_and_closes(monkeypatch):
     assert not plt.get_fignums()
     with pytest.raises(ValueError, match="alt text .* 'figure'"):
         plots.show(plots.new_axes(), alt="figure")
+
+
+def test_figures_are_drawn_without_ipython(monkeypatch):
+    for name in ("IPython", "IPython.display"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    drawn = runpy.run_path(canvas.__file__)
+    assert drawn["png"](drawn["new_axes"]().figure).startswith(b"\x89PNG")
+    plt.close("all")
 
 
 def test_labels_are_dark_enough_to_read():

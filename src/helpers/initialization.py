@@ -1,10 +1,10 @@
 """Where attention looks before training: the initialisation that spares a small BERT its plateau.
 
 A fresh BERT attends to all positions alike, and until some head has found the neighbouring words the model
-knows no context: its loss rests at what word frequencies allow. Finding them takes millions of tokens, since
-position vectors are random and mixed with word vectors of equal size. Here words and positions start in
-subspaces of their own, positions as sinusoids, and the heads of the first layer as look-ups of fixed offsets:
-one word back, one ahead, two back, and so on. Nothing of the architecture changes, everything stays
+knows no context: its loss rests at what word frequencies allow. Finding them takes far longer than a short
+run, since position vectors are random and mixed with word vectors of equal size. Here words and positions
+start in subspaces of their own, positions as sinusoids, and the heads of the first layer as look-ups of fixed
+offsets: one word back, one ahead, two back, and so on. Nothing of the architecture changes, everything stays
 trainable.
 
 Related: sinusoidal positions, whose shifts are rotations (Vaswani et al. 2017, section 3.5); initial weights

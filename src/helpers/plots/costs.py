@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike
 
 from .canvas import BLUE, GREY, RED, colours, count, label_ends, label_points, new_axes
@@ -84,23 +85,23 @@ def roofline(
     ax.plot(x, [machine.attainable(i) / 1e9 for i in x], color=GREY)
     for intensity, rate in points.values():
         ax.plot(intensity, rate / 1e9, "o", color=BLUE)
+    _along(ax, "what memory delivers", machine.balance / 1.2, machine.attainable(machine.balance / 1.2) / 1e9)
     ax.annotate(
-        "what memory delivers", (x[20], machine.attainable(x[20]) / 1e9), (10, -10),
+        "what the multipliers do", (machine.balance, machine.flops_per_second / 1e9), (4, 8),
         textcoords="offset points", color=GREY, fontsize=9,
     )  # fmt: skip
-    ax.annotate(
-        "what the multipliers do", (machine.balance, machine.flops_per_second / 1e9), (4, 5),
-        textcoords="offset points", color=GREY, fontsize=9,
-    )  # fmt: skip
-    ax.set(title=title, xlabel="FLOPs for each byte moved", ylabel="GFLOP/s")
+    ax.set(title=title, xlabel="FLOPs for each byte moved", ylabel="speed (GFLOP/s)")
     ax.set_xscale("log")
     ax.set_yscale("log")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axis.set_minor_formatter(NullFormatter())
+    own = len(ax.texts)
     label_points(
         ax, [(name, x, rate / 1e9) for name, (x, rate) in sorted(points.items(), key=lambda p: p[1])]
     )
+    for name in ax.texts[own:]:  # a name may lie on a ceiling, which shall not strike it through
+        name.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     return ax
 
 
@@ -113,6 +114,17 @@ def moments(names: Sequence[str], held: ArrayLike, *, title: str, ax: Axes | Non
     ax.set(title=title, ylabel="held beyond weights and state (MB)")
     ax.grid(visible=False, axis="x")
     return ax
+
+
+def _along(ax: Axes, text: str, x: float, y: float) -> None:
+    """Grey words above a line through the origin, ending at (x, y) and turned as the line is drawn there."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    ax.text(
+        x, y, text, ha="right", va="bottom", rotation=np.degrees(np.arctan2(y, x)), rotation_mode="anchor",
+        transform_rotates_text=True, transform=offset_copy(ax.transData, figure, -2, 2, units="points"),
+        color=GREY, fontsize=9,
+    )  # fmt: skip
 
 
 def _scales(ax: Axes, log: str, ticks: Sequence[float]) -> None:

@@ -58,13 +58,15 @@ def label_curve(table: pd.DataFrame, *, title: str, metric: str = "accuracy", ax
     """A metric against the number of labels, one line an arm, with intervals.
 
     `table` has the columns `labels`, `arm` (for example "pre-trained" and "from scratch"), `metric`, `low`,
-    `high`.
+    `high`. The name of a line stands to the right of the bars of all lines that end at as many labels.
     """
     ax = new_axes(ax)
     ends = lines_by(ax, table, x="labels", y=metric, by="arm", shift=1.03)
     ax.set(title=title, xlabel="labelled examples", ylabel=metric)
     log_axes(ax, "x", sorted(set(table["labels"])))
-    label_ends(ax, ends)
+    counts = table.groupby("arm")["labels"].max()
+    right = {count: max(x for name, x, *_ in ends if counts[name] == count) for count in set(counts)}
+    label_ends(ax, [(name, right[counts[name]], y, colour) for name, _, y, colour in ends])
     return ax
 
 
@@ -145,7 +147,11 @@ def quality_by_loss(
     `mean` and `sd` of the accuracy over draws of labels. `level` is an accuracy to compare with.
     """
     sizes = table.assign(size=table["encoder"].str.split("-").str[0]).groupby("size", sort=False)
-    ax = _by_loss(dict(iter(sizes)), title=title, ylabel="test accuracy, frozen", ax=ax)
+    lines = {
+        name: rows.assign(value=rows["mean"], low=rows["mean"] - rows["sd"], high=rows["mean"] + rows["sd"])
+        for name, rows in sizes
+    }
+    ax = _by_loss(lines, title=title, ylabel="test accuracy, frozen", ax=ax)
     plateau(ax, level, level_name)
     return ax
 
@@ -154,8 +160,10 @@ def tuned_by_loss(table: pd.DataFrame, *, title: str, ax: Axes | None = None) ->
     """Accuracy of encoders after fine-tuning against their pre-training loss (nats), one line a number of
     labels.
 
-    `table` has the columns `labels`, `mlm_loss`, and the `mean` and `sd` of the accuracy over draws.
+    `table` has the columns `labels`, `mlm_loss`, and the `median`, `low` (lowest) and `high` (highest) of the
+    accuracy over draws.
     """
+    table = table.rename(columns={"median": "value"})
     lines = {f"{count:,} labels": rows for count, rows in table.groupby("labels")}
     return _by_loss(lines, title=title, ylabel="test accuracy, fine-tuned", ax=ax)
 
@@ -165,8 +173,9 @@ def _by_loss(lines: dict[str, pd.DataFrame], *, title: str, ylabel: str, ax: Axe
     ends = []
     for (name, rows), colour in zip(lines.items(), colours(len(lines)), strict=True):
         rows = rows.sort_values("mlm_loss", ascending=False)
-        ax.errorbar(rows["mlm_loss"], rows["mean"], yerr=rows["sd"], fmt="o-", color=colour, capsize=2)
-        ends.append((name, rows["mlm_loss"].iloc[-1], rows["mean"].iloc[-1], colour))
+        error = arms(rows["value"], rows["low"], rows["high"])
+        ax.errorbar(rows["mlm_loss"], rows["value"], yerr=error, fmt="o-", color=colour, capsize=2)
+        ends.append((name, rows["mlm_loss"].iloc[-1], rows["value"].iloc[-1], colour))
     ax.invert_xaxis()  # better models to the right, as in plots against tokens
     ax.set(title=title, xlabel="pre-training loss (nats per masked token), falling", ylabel=ylabel)
     label_ends(ax, ends)
