@@ -19,9 +19,6 @@ from typing import Any
 
 import common
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel
 
 from helpers import data, finetune, masking, models, pretrain, training
@@ -81,10 +78,7 @@ def probe(encoder: PreTrainedModel) -> float:
     """Test accuracy of a linear probe of the frozen encoder."""
     vectors = {split: common.features(encoder, labelled(split)[0]) for split in PROBE}
     answers = {split: labelled(split)[1] for split in PROBE}
-    tried = [
-        make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-        for strength in STRENGTHS
-    ]
+    tried = [common.probe(strength) for strength in STRENGTHS]
     for model_ in tried:
         model_.fit(vectors["train"], answers["train"])
     best = max(tried, key=lambda m: m.score(vectors["validation"], answers["validation"]))

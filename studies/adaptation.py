@@ -16,17 +16,15 @@ A text is read through its head and its tail. Finished runs are kept in RUNS, an
 from __future__ import annotations
 
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
 import pandas as pd
-import torch
 
 from helpers import adaptation, data, models, stopping
 from helpers import finetune as ft
@@ -64,7 +62,7 @@ class Task:
     def config(self) -> ft.FinetuneConfig:
         return ft.FinetuneConfig(
             epochs=0, min_steps=self.steps, batch=self.batch, lr_adam=self.rate,
-            weight_decay=self.weight_decay, windows=WINDOWS, seq_len=SEQ_LEN, seed=self.seed,
+            weight_decay=self.weight_decay, seed=self.seed,
         )  # fmt: skip
 
 
@@ -121,7 +119,6 @@ def one(folder: Path, runs: Path, task: Task, name: str) -> common.Row:
     """A run's row, with its course as a list of rows; read from ``runs`` when it is there."""
 
     def make() -> common.Row:
-        torch.set_num_threads(1)
         row, course = run(folder, task)
         print(name, *(f"{row[key]:.3g}" for key in ("val_accuracy", "accuracy", "seconds")), flush=True)
         return row | common.provenance() | {"course": course.to_dict("records")}
@@ -154,23 +151,26 @@ def overfitted(folder: Path, runs: Path, arm: str, seed: int) -> list[common.Row
     return [known[0] | point | known[1] for point in row["course"]]
 
 
+def call(part: Callable[..., list[common.Row]], *arguments: Any) -> list[common.Row]:
+    """``part(*arguments)``: the two parts of the study share their processes."""
+    return part(*arguments)
+
+
 def main() -> None:
     parser = common.parser(__doc__, model=True, workers=True)
     parser.add_argument("--labels", type=int, nargs="+", default=LABELS)
     options = parser.parse_args()
     common.same_model(options.runs, options.model)
     where = (options.model, options.runs)
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-
-        def begin(labels: list[int]) -> list[Any]:
-            return [pool.submit(setting, *where, way, count) for count in labels for way in WAYS]
-
-        jobs = begin(options.labels[:1])
-        long = [pool.submit(overfitted, *where, arm, seed) for seed in SEEDS for arm in ARMS]
-        jobs += begin(options.labels[1:])
-        courses = [row for job in long for row in job.result()]
-        common.write(courses, options.output / "overfitting.csv", by=["arm", "seed", "step"])
-        rows = pd.DataFrame([row for job in jobs for row in job.result()]).drop(columns="course")
+    settings = [(setting, *where, way, count) for count in options.labels for way in WAYS]
+    long = [(overfitted, *where, arm, seed) for seed in SEEDS for arm in ARMS]
+    # The longest runs in the middle, so that no process ends with one of them alone.
+    jobs = settings[: len(WAYS)] + long + settings[len(WAYS) :]
+    made = list(zip(jobs, common.in_processes(call, jobs, options.workers), strict=True))
+    courses = [row for job, rows in made if job[0] is overfitted for row in rows]
+    common.write(courses, options.output / "overfitting.csv", by=["arm", "seed", "step"])
+    grid = [row for job, rows in made if job[0] is setting for row in rows]
+    rows = pd.DataFrame(grid).drop(columns="course")
     common.write(rows, options.output / "adaptation.csv", by=["labels", "way", "rate", "seed"])
 
 

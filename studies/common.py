@@ -20,6 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel
 
 from helpers import data, finetune, runtime
@@ -49,10 +52,18 @@ def folder(name: str) -> Path:
     return path
 
 
-def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What ``path`` holds as JSON; made, and kept there, when there is no such file."""
-    if path.exists():
+def read(path: Path) -> Any:
+    """What ``path`` holds as JSON; ``None`` for a file that is missing or was cut short."""
+    try:
         return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What ``path`` holds as JSON; made, and kept there, when there is no such file that can be read."""
+    if (found := read(path)) is not None:
+        return found
     made = make()
     with runtime.write_atomically(path) as temporary:
         temporary.write_text(json.dumps(made))
@@ -68,8 +79,10 @@ def weights(model: Path) -> Path:
 
 def same_model(runs: Path, model: Path) -> None:
     """Raise ``ValueError`` for runs of another model: kept rows do not say whose they are."""
-    digest = hashlib.sha256(weights(model).read_bytes()).hexdigest()
-    if (began := kept(runs / "model.txt", lambda: digest)) != digest:
+    digest, path = hashlib.sha256(weights(model).read_bytes()).hexdigest(), runs / "model.txt"
+    if path.exists() and read(path) is None:
+        raise ValueError(f"{path} cannot be read, so whose runs these are is unknown: remove it if you know")
+    if (began := kept(path, lambda: digest)) != digest:
         words = f"{runs} has runs of the model {began[:12]}, and {model} is {digest[:12]}"
         raise ValueError(f"{words}: choose another folder for --runs")
 
@@ -100,8 +113,8 @@ def in_processes(work: Callable[..., Any], jobs: Iterable[Sequence[Any]], worker
 
 def write(rows: pd.DataFrame | list[Row], output: Path, by: list[str]) -> None:
     """Write the table, sorted by these columns, which tell its rows apart; numbers get six digits. Raises
-    ``ValueError`` where a row or a column of the table that is there would be lost: a part of a study must
-    not replace all of it.
+    ``ValueError`` where a row, a column or a filled cell of the table that is there would be lost: a part of
+    a study must not replace all of it.
     """
     write_in_order(pd.DataFrame(rows).sort_values(by), output, by)
 
@@ -110,18 +123,29 @@ def write_in_order(table: pd.DataFrame, output: Path, by: list[str]) -> None:
     """:func:`write` for a table that is sorted already."""
     text = table.to_csv(index=False, float_format="%.6g")
     if output.exists():
-        if lost := len(keys(output, by) - keys(StringIO(text), by)):
+        old, new = filled(output, by), filled(StringIO(text), by)
+        if lost := len(old.keys() - new.keys()):
             raise ValueError(f"{output} has {lost} rows that this run would drop; write to another file")
         if columns := [name for name in pd.read_csv(output, nrows=0) if name not in table]:
             raise ValueError(f"{output} has {columns} that this run would drop; write to another file")
+        for row, names in old.items():
+            if emptied := sorted(names - new[row]):
+                words = f"{output} has {emptied} of {row} that this run would empty"
+                raise ValueError(f"{words}; write to another file")
     with runtime.write_atomically(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def keys(file: Path | StringIO, by: list[str]) -> set[tuple[Any, ...]]:
-    """What tells the rows of a CSV apart; raises ``ValueError`` where it lacks one of these columns."""
-    rows = pd.read_csv(file, usecols=by)[by].itertuples(index=False, name=None)
-    return {tuple("" if pd.isna(cell) else cell for cell in row) for row in rows}
+def filled(file: Path | StringIO, by: list[str]) -> dict[tuple[Any, ...], set[str]]:
+    """The columns in which a row of a CSV has a value, by what tells the row apart; raises ``ValueError``
+    where the CSV lacks one of the columns ``by``.
+    """
+    table = pd.read_csv(file)
+    if missing := [name for name in by if name not in table]:
+        raise ValueError(f"the table lacks {missing}, which tell its rows apart")
+    rows = table[by].itertuples(index=False, name=None)
+    keys = [tuple("" if pd.isna(cell) else cell for cell in row) for row in rows]
+    return {key: set(table.columns[has]) for key, has in zip(keys, table.notna().to_numpy(), strict=True)}
 
 
 @cache
@@ -141,3 +165,10 @@ def features(encoder: PreTrainedModel, windows: finetune.Windows, *, batch: int 
     model = finetune.Classifier(encoder).eval()
     parts = torch.arange(len(windows)).split(batch)
     return torch.cat([model.features(windows.take(rows)) for rows in parts]).float().numpy()
+
+
+def probe(strength: float, *, iterations: int = 2000) -> Pipeline:
+    """A linear classifier of such vectors: standardised, then logistic regression; a smaller ``strength``
+    keeps its weights smaller.
+    """
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=iterations))

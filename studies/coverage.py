@@ -12,7 +12,7 @@ Finished settings are kept in RUNS, and skipped.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 
 import common
 import numpy as np
@@ -92,8 +92,9 @@ def main() -> None:
     replications, n_boot = options.replications, options.bootstraps
     warnings.simplefilter("ignore", laws.NotIdentifiedWarning)
     rows = []
-    for number, setting in enumerate(SETTINGS):
-        path = options.runs / f"{number}-{replications}-{n_boot}.json"
+    for setting in SETTINGS:
+        name = "-".join(map(str, (*astuple(setting), replications, n_boot)))
+        path = options.runs / f"{name}.json"
         rows.append(common.kept(path, lambda s=setting: coverage(s, replications, n_boot)))
         print(rows[-1], flush=True)
     by = [field.name for field in fields(Setting)]

@@ -19,9 +19,6 @@ from typing import Any
 
 import common
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from helpers import data, models, runtime
 from helpers import finetune as ft
@@ -92,7 +89,7 @@ def probe(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Probabilities of the held-out splits by logistic regression on frozen features."""
     texts, targets = data.take_labelled(reviews_of(setting.task), setting.labels, seed=seed)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=knob, max_iter=2000))
+    model = common.probe(knob)
     with runtime.timer() as clock:
         model.fit(features(folder, setting.task, setting.start, seed, texts), targets)
     key = (folder, setting.task, setting.start, seed if setting.start == "scratch" else 0)
@@ -106,15 +103,12 @@ def tune(
     folder: Path, setting: Setting, knob: float, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Probabilities of the held-out splits by the encoder after fine-tuning all of its weights."""
-    seq_len, windows = SHAPES[setting.task]
     config = ft.FinetuneConfig(
         epochs=0,
         min_steps=setting.steps,
         optimizer="muon",
         lr=MUON_RATE,
         lr_adam=knob,
-        seq_len=seq_len,
-        windows=windows,
         seed=seed,
     )
     reviews = reviews_of(setting.task)

@@ -17,9 +17,6 @@ from typing import Any
 import common
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from helpers import data, finetune, minilm, models
 from helpers import tokenizer as tk
@@ -69,7 +66,7 @@ def probes(name: str, folder: Path | None, about: common.Row) -> list[common.Row
             chosen = features[f"draw {seed}"][[place[text] for text in texts]]
             tried = []
             for strength in STRENGTHS:
-                probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=3000))
+                probe = common.probe(strength, iterations=3000)
                 probe.fit(chosen, labels)
                 tried.append((probe.score(features["validation"], parts["validation"][1]), strength, probe))
             best = max(tried, key=lambda t: t[0])

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from helpers import complexity, compress, data, models, pretrain, runtime, training
+from helpers import complexity, compress, data, models, pretrain, runtime, stopping, training
 from helpers import finetune as ft
 from helpers.compress import distill, lowrank, quantize, sharing, sparsity, storage, structured
 from helpers.compress.distill import Recipe
@@ -173,6 +173,7 @@ def run(folder: Path, runs: Path, name: str, seed: int) -> common.Row:
     compress.save(model, place)
     windows, truth = held_out(folder)
     guess = ft.predict(model.eval(), windows)  # type: ignore[arg-type]
+    judged = stopping.judge(guess, truth)
     np.save(place / "test.npy", guess)
     dense = np.load(runs / slug("dense", seed) / "test.npy")
     return {
@@ -182,21 +183,13 @@ def run(folder: Path, runs: Path, name: str, seed: int) -> common.Row:
         "labels": LABELS,
         "steps": STEPS,
         "texts": len(truth),
-        **quality(guess, truth),
+        "accuracy": judged["accuracy"],
+        "log_loss": judged["loss"],
         "differs": float((dense.argmax(1) != guess.argmax(1)).mean()),
         "density": sparsity.density(model) if sparsity.targets(model) else 1.0,
         "packed_bytes": storage.stored_bytes(place),
         "seconds": round(seconds, 1),
         **common.provenance(),
-    }
-
-
-def quality(guess: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Accuracy and mean log-loss (nats a text) of probabilities (n, 2)."""
-    likelihood = guess[np.arange(len(truth)), truth].clip(1e-7)
-    return {
-        "accuracy": float((guess.argmax(1) == truth).mean()),
-        "log_loss": float(-np.log(likelihood).mean()),
     }
 
 
@@ -211,6 +204,15 @@ class Served(nn.Module):
         """Logits (n, 2)."""
         owner = torch.arange(len(ids)).repeat_interleave(ids.size(1))
         return self.model({"input_ids": ids.flatten(0, 1), "owner": owner})
+
+
+def check_costs(runs: Path, names: list[str]) -> None:
+    """Raise ``ValueError`` where costs have been measured of arms that are not named: times compare when all
+    are taken in turns, and the new ones replace the old.
+    """
+    if lost := sorted(set(common.read(runs / "costs.json") or {}) - set(names), key=order):
+        place = runs / "costs.json"
+        raise ValueError(f"{place} has {', '.join(lost)}, which this run would drop: measure them as well")
 
 
 def measure(folder: Path, runs: Path, names: list[str], seed: int, repeats: int) -> None:
@@ -233,8 +235,8 @@ def measure(folder: Path, runs: Path, names: list[str], seed: int, repeats: int)
 def write(runs: Path, rows: list[common.Row], output: Path) -> None:
     """The table of the runs, with the costs where they were measured."""
     table = pd.DataFrame(rows)
-    if (path := runs / "costs.json").exists():
-        costs = pd.DataFrame.from_dict(json.loads(path.read_text()), orient="index").rename_axis("name")
+    if found := common.read(runs / "costs.json"):
+        costs = pd.DataFrame.from_dict(found, orient="index").rename_axis("name")
         table = table.merge(costs.reset_index(), on="name", how="left")
     table = table.sort_values(["name", "seed"], key=lambda c: c.map(order) if c.name == "name" else c)
     common.write_in_order(table, output, by=["name", "seed"])
@@ -261,6 +263,8 @@ def main() -> None:
     common.same_model(options.runs, options.model)
     torch.set_num_threads(1)
     arms = complete(options.arms)
+    if options.latency:
+        check_costs(options.runs, arms)
     rows: list[common.Row] = []
     for seed in options.seeds:
         for name in arms:

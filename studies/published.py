@@ -83,7 +83,7 @@ def chinchilla() -> tuple[list[Row], list[Row]]:
         rows += parametric_rows(fit, "chinchilla", f"{n} points")
         if boots:
             profile = fit.profile(np.linspace(1.6, 2.05, 91))
-            curves += curve("chinchilla", f"profile of E, {n} points", profile.E, profile.deviance)
+            curves += curve("chinchilla", f"profile of E, {n} points", profile.values, profile.deviance)
             rows += [
                 {"study": "chinchilla", "fit": f"{n} points", "quantity": "E profile", "value": fit.E,
                  "low": profile.interval[0], "high": profile.interval[1], "points": n}
@@ -191,7 +191,7 @@ def muennighoff() -> tuple[list[Row], list[Row]]:
         {"study": "muennighoff", "fit": "both", "quantity": "R_D profile", "value": fit.R_D,
          "low": profile.interval[0], "high": profile.interval[1], "points": len(table)}
     )  # fmt: skip
-    return rows, curve("muennighoff", "profile of R_D", profile.E, profile.deviance)
+    return rows, curve("muennighoff", "profile of R_D", profile.values, profile.deviance)
 
 
 def curve(study: str, name: str, x: np.ndarray, y: np.ndarray) -> list[Row]:

@@ -10,12 +10,26 @@ import pytest
 import torch
 
 from helpers import data, models, pretrain
+from helpers.sweep import family as families
 
 matplotlib.use("Agg")  # figures without a screen
 GOOD, BAD = ("lovely", "superb", "moving"), ("dull", "clumsy", "tedious")
 PLAIN = tuple(
     f"{first}{last}" for first in ("ba", "ke", "mo", "ti", "zu") for last in ("lan", "rek", "sot", "vim")
 )
+
+
+STUDY = """
+[study]
+name = "small"
+sizes = ["1x32"]
+tokens = [1024, 2048]
+seeds = [0]
+[pretrain]
+seq_len = 16
+batch = 8
+warmup_tokens = 256
+"""
 
 
 def make_reviews(count: int = 240, seed: int = 0) -> data.Reviews:
@@ -86,3 +100,44 @@ def same_weights():
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     return compare
+
+
+@pytest.fixture
+def write_study(tmp_path):
+    """Write the file of a study of two short runs, with parts of its text replaced; returns its path."""
+
+    def write(*changes: tuple[str, str], name: str = "study.toml") -> Path:
+        text = STUDY
+        for old, new in changes:
+            assert old in text, f"the study does not say {old!r}"
+            text = text.replace(old, new)
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+class Here:
+    """An engine that does a task in this process, at once; ``work`` does something else in its place."""
+
+    def __init__(self, work=None) -> None:
+        self.work, self.ended = work, []
+
+    def free(self):
+        return not self.ended
+
+    def start(self, name, task):
+        self.ended = [(name, (self.work or families.work)(task))]
+
+    def wait(self, seconds):
+        ended, self.ended = self.ended, []
+        return ended
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def here():
+    """The class of an engine that needs no other process."""
+    return Here

@@ -62,6 +62,25 @@ def test_the_newest_is_found_and_old_ones_are_pruned(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000100", "step-00000005"}
 
 
+def test_a_checkpoint_can_be_read_by_whoever_may_read_its_folder(tmp_path, monkeypatch):
+    calls, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append(handle) or fsync(handle))
+    write(tmp_path, 5)
+    (plain := tmp_path / "plain").mkdir()
+    assert (tmp_path / "step-00000005").stat().st_mode == plain.stat().st_mode
+    assert len(calls) == 3  # weights, optimizers and state
+
+
+def test_what_is_called_otherwise_is_no_checkpoint_and_stays(tmp_path):
+    write(tmp_path, 5, 10)
+    (tmp_path / "step-00000010").rename(tmp_path / "step-old")
+    write(tmp_path, 7)
+    checkpoints.prune(tmp_path, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000007", "step-old"}
+    assert checkpoints.newest_whole(tmp_path, RUN) == tmp_path / "step-00000007"
+    assert [checkpoints.step_of(path) for path in sorted(tmp_path.iterdir())] == [7, 10]
+
+
 def test_an_empty_or_missing_folder_has_none(tmp_path):
     assert checkpoints.newest_whole(tmp_path, RUN) is None
     assert checkpoints.newest_whole(tmp_path / "nowhere", RUN) is None

@@ -41,6 +41,13 @@ def test_an_unsolved_exercise_goes_on(capsys):
     assert capsys.readouterr().out == "exercise 7.1: not solved yet\n"
 
 
+def test_a_tensor_is_compared_as_precisely_as_it_is():
+    got = torch.tensor([1 + 1e-10], dtype=torch.float64)
+    check("7.1", got, [1 + 1e-10], rtol=1e-12)
+    with pytest.raises(WrongAnswer, match="close, but not within"):
+        check("7.1", got, [1.0], rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("got", "expected"),
     [

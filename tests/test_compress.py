@@ -1,6 +1,8 @@
 """Layer sharing and the storage of compressed models: memory really shared, structure and ties rebuilt."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,6 +165,34 @@ def test_many_zeros_are_packed_and_come_back(tmp_path):
     assert saved == pytest.approx(4 * zeros - entries / 8, rel=0.05)
 
 
+def test_a_cut_while_saving_leaves_the_model_before(tmp_path, monkeypatch):
+    old, new, whole = build(), build(seed=7), os.replace
+
+    def cut(source, target):
+        if Path(target).name == storage.DESCRIPTION:
+            raise KeyboardInterrupt
+        whole(source, target)
+
+    compress.save(old, tmp_path)
+    monkeypatch.setattr(os, "replace", cut)
+    with pytest.raises(KeyboardInterrupt):
+        compress.save(new, tmp_path)
+    assert torch.equal(logits(compress.load(tmp_path)), logits(old))
+    monkeypatch.undo()
+    again = compress.load(compress.save(new, tmp_path))
+    assert torch.equal(logits(again), logits(new)) and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_of_the_first_version_is_read(tmp_path):
+    compress.save(build(), tmp_path)
+    size = storage.stored_bytes(tmp_path)
+    (weights,) = tmp_path.glob("weights-*.safetensors")
+    weights.rename(tmp_path / "weights.safetensors")
+    assert torch.equal(logits(compress.load(tmp_path)), logits(build()))
+    assert storage.stored_bytes(tmp_path) == size
+    assert len(list(compress.save(build(seed=7), tmp_path).iterdir())) == 2  # the old file has gone
+
+
 def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not a whole compressed model"):
         compress.load(tmp_path / "nothing")
@@ -173,13 +203,16 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
         ({"compression": [{"method": "magic", "options": {}}]}, "unknown method 'magic'"),
         ({"model": {"class": "Pickle"}}, "Pickle"),
         ({"compression": []}, "not stored, but part of"),
-        ({"sha256": "0"}, "does not match its digest"),
+        ({"compression": [{"method": "sharing"}]}, "not a whole compressed model: 'options'"),
+        ({"compression": [{"method": "sharing", "options": None}]}, "not a whole compressed model"),
+        ({"sha256": whole["sha256"][:-1]}, "does not match its digest"),
+        ({"sha256": "0"}, "No such file"),
     ):
         path.write_text(json.dumps(whole | change))
         with pytest.raises(ValueError, match=message):
             compress.load(folder)
     path.write_text(json.dumps(whole))
-    weights = folder / storage.WEIGHTS
+    (weights,) = folder.glob("weights-*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(ValueError, match="digest"):
         compress.load(folder)

@@ -187,6 +187,24 @@ def test_a_run_that_was_cut_goes_on_to_the_same_student(tmp_path, same_weights):
     assert same_weights(again, students[0])
 
 
+def test_the_recipe_the_pairs_and_the_teacher_belong_to_the_run(tmp_path):
+    def distil(seed=0, temperature=2.0, **options):
+        distill.distil(
+            classifier(layers=2, seed=seed), classifier(layers=1, seed=3), batch_of, config(),
+            Recipe(hidden=0.5, temperature=temperature), folder=tmp_path, progress=False, **options,
+        )  # fmt: skip
+
+    distil()
+    distil()  # the same run, which is found finished
+    for change, message in (
+        ({"temperature": 4.0}, "recipe is .*'temperature': 2.0.* there and .*4.0"),
+        ({"pairs": [("encoder.encoder.layer.0", "encoder.encoder.layer.0")]}, "pairs is .*layer.1'"),
+        ({"seed": 1}, "teacher is '"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distil(**change)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

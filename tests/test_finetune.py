@@ -19,9 +19,7 @@ def encoder(arch: str = "megatron-bert", seed: int = 0, vocab_size: int = 200):
 
 
 def settings(**overrides) -> FinetuneConfig:
-    return FinetuneConfig(
-        **{"min_steps": 5, "epochs": 0.1, "batch": 8, "seq_len": 16, "precision": "fp32"} | overrides
-    )
+    return FinetuneConfig(**{"min_steps": 5, "epochs": 0.1, "batch": 8, "precision": "fp32"} | overrides)
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +196,7 @@ def test_texts_that_do_not_fit_the_encoder_are_refused(token, seq_len, message):
         finetune.finetune(encoder(), texts, np.array([0, 1]), settings(), progress=False)
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [{"epochs": -1}, {"min_steps": 0}, {"batch": 0}, {"pooling": "max"}, {"windows": 0}, {"seq_len": 2}],
-)
+@pytest.mark.parametrize("bad", [{"epochs": -1}, {"min_steps": 0}, {"batch": 0}, {"pooling": "max"}])
 def test_settings_that_are_none_are_refused(bad):
     with pytest.raises(ValueError, match="must be|must not be|unknown pooling 'max'"):
         settings(**bad)

@@ -76,6 +76,18 @@ def test_columns_must_be_as_long_as_each_other_and_not_empty(name):
         fit(first.reshape(4, 5), *rest)
 
 
+@pytest.mark.parametrize("n_boot", [-5, 2.5, True])
+@pytest.mark.parametrize("name", [name for name in FITS if name != "multiplicative"])
+def test_the_number_of_resamples_is_a_count(name, n_boot):
+    with pytest.raises(ValueError, match=f"n_boot must be an integer of at least 0, not {n_boot}"):
+        FITS[name][0](*columns(name), n_boot=n_boot)
+
+
+def test_the_number_of_budgets_is_a_count():
+    with pytest.raises(ValueError, match="n_budgets must be an integer of at least 2, not 0"):
+        laws.fit_envelope(*columns("envelope"), n_budgets=0)
+
+
 @pytest.mark.filterwarnings("ignore:budgets left out")
 @pytest.mark.parametrize("name", [name for name in FITS if name != "repeats"])
 def test_one_run_measured_again_and_again_is_no_study(name):

@@ -112,6 +112,13 @@ def test_planning_bad_input():
             laws.allocate(LAW, **bad)
     with pytest.raises(ValueError, match="same loss at every size"):
         laws.allocate(LAW, loss=2.5).within(0.01)
+    kaplan = laws.KaplanFit(0.07, 0.1, 1e13, 1e13, 0.0, np.zeros(4), None, ())
+    with pytest.raises(TypeError, match="a Law or a ParametricFit, not a KaplanFit"):
+        laws.allocate(kaplan, 1e20)
+    for optimal in (LAW.optimal, fitted(4).optimal_interval):
+        for cost in (0, -6, float("nan")):
+            with pytest.raises(ValueError, match="flops_per_param_token must be positive"):
+                optimal(1e20, flops_per_param_token=cost)
 
 
 def test_hardware_turns_hours_into_flops_and_back():
@@ -123,5 +130,8 @@ def test_hardware_turns_hours_into_flops_and_back():
     assert bill.kwh == pytest.approx(24 * 8 * 0.5 * 1.2) and bill.carbon == pytest.approx(0.3 * bill.kwh)
     with pytest.raises(ValueError, match="utilisation must lie between 0 and 1, not 40"):
         laws.Hardware(1e14, 40)
+    for bad in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"flops must be finite and not negative, but is {bad}"):
+            machine.bill(bad)
     with pytest.raises(ValueError, match="watts must not be negative"):
         laws.Hardware(1e14, 0.4, watts=-1)

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from requests.exceptions import ProxyError
 from scipy.optimize import brentq, minimize
 from scipy.special import huber
 
 from helpers import laws, published
+from helpers.data import DataUnavailable
 from helpers.laws import NotIdentified, fit_multiplicative, fit_parametric
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -211,3 +213,16 @@ def test_find_names_what_is_wrong(tmp_path, monkeypatch):
     path.write_text("loss\n3.0\n")
     with pytest.raises(ValueError, match="lacks the columns"):
         published.find("chinchilla")
+
+
+@pytest.mark.parametrize("error", [ProxyError("no route"), ValueError("SHA256 hash of downloaded file")])
+def test_a_download_that_fails_says_from_where(error, tmp_path, monkeypatch):
+    def retrieve(*args, **kwargs):
+        raise error
+
+    monkeypatch.delenv("HELPERS_DATA", raising=False)
+    monkeypatch.setenv("HELPERS_CACHE", str(tmp_path))
+    monkeypatch.setattr("pooch.retrieve", retrieve)
+    with pytest.raises(DataUnavailable, match=rf"cannot download https://raw.*csv \({error}\).*HELPERS_DATA"):
+        published.find("chinchilla", download=True)
+    assert published.find("datablations", download=True) is None  # it has no address

@@ -56,6 +56,53 @@ def test_the_interval_over_runs_is_that_of_student():
     assert (mean, low, high) == pytest.approx((np.mean(values), expected.low, expected.high))
     with pytest.raises(ValueError, match="at least two, got 1"):
         metrics.mean_interval([0.5])
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, not 95"):
+        metrics.mean_interval(values, level=95)
+
+
+def test_one_cluster_tells_nothing_of_the_error():
+    mean, error = metrics.clustered_mean(np.array([1.0, 2.0]), np.zeros(2, int))
+    assert mean == 1.5 and np.isnan(error)
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        ([0, 1], [[0.9, 0.1], [np.nan, np.nan]], r"text 1 has \[nan nan\], which are no probabilities"),
+        ([0, 1], [[0.9, 0.1], [-3.0, 4.0]], "text 1 has"),
+        ([0, 1], [[0.9, 0.4], [0.2, 0.8]], "text 0 has"),
+        ([0, 1], [0.1, 0.8], r"shape \(texts, classes\), got \(2,\)"),
+        ([0, 1, 1], [[0.9, 0.1], [0.2, 0.8]], "3 labels, 2 texts"),
+        (np.zeros(0, int), np.zeros((0, 2)), "0 labels, 0 texts"),
+    ],
+)
+@pytest.mark.parametrize("of", [metrics.scores, metrics.calibration_error, metrics.temperature])
+def test_numbers_that_are_no_probabilities_are_refused(of, labels, probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        of(labels, probabilities)
+
+
+def test_scores_are_of_two_classes():
+    with pytest.raises(ValueError, match="need two classes, got 3"):
+        metrics.scores([0, 1], np.full((2, 3), 1 / 3))
+
+
+def test_the_bootstrap_takes_lists_and_refuses_settings_that_are_none():
+    labels, probabilities = fake_predictions(40)
+    expected = metrics.bootstrap(labels, probabilities, draws=5)
+    assert metrics.bootstrap(labels.tolist(), probabilities.tolist(), draws=5) == expected
+    for wrong, message in (({"draws": 0}, "draws must be an integer"), ({"level": 95}, "level must lie")):
+        with pytest.raises(ValueError, match=message):
+            metrics.bootstrap(labels, probabilities, **wrong)
+
+
+@pytest.mark.parametrize("sure", [0.51, 0.9, 1.0])
+def test_no_temperature_is_best_where_every_answer_is_right(sure):
+    labels = np.array([0, 1, 0, 1])
+    right = np.where(labels[:, None] == np.arange(2), sure, 1 - sure)
+    for probabilities in (right, 1 - right, np.full((4, 2), 0.5)):
+        with pytest.raises(ValueError, match="no temperature from 0.018 to 55 is best"):
+            metrics.temperature(labels, probabilities)
 
 
 def test_fine_tuning_offers_the_same_functions():
@@ -70,7 +117,7 @@ def test_calibration_error_by_hand():
     assert metrics.calibration_error(labels, sure) == pytest.approx(
         (3 * (0.95 - 2 / 3) + (1 - 0.65)) / 4, abs=1e-12
     )
-    with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="bins must be an integer of at least 1, not 0"):
         metrics.calibration_error(labels, sure, bins=0)
 
 
@@ -93,3 +140,5 @@ def test_softening_keeps_the_order_and_undoes_itself():
     np.testing.assert_allclose(metrics.soften(soft, 1 / 3.0), probabilities, atol=1e-9)
     with pytest.raises(ValueError, match="must be positive, got 0"):
         metrics.soften(probabilities, 0)
+    with pytest.raises(ValueError, match="must be positive, got nan"):
+        metrics.soften(probabilities, float("nan"))

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from helpers import finetune, minilm
+from helpers.data import DataUnavailable
 
 installed = pytest.mark.skipif(
     minilm.find_spec(minilm.PACKAGE) is None, reason="the extra `minilm` is not installed"
@@ -14,7 +15,7 @@ installed = pytest.mark.skipif(
 
 def test_without_the_wheel_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(minilm, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"pip install 'scalability-helpers\[minilm\]'"):
+    with pytest.raises(DataUnavailable, match=r"pip install 'scalability-helpers\[minilm\]'"):
         minilm.load()
 
 

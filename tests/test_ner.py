@@ -161,17 +161,16 @@ def test_the_score_counts_whole_entities():
 
 
 def test_the_score_equals_seqeval():
-    metrics = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
+    """Its documentation's example, and what its rule counted on random tags."""
+    true = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    predicted = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    got = ner.score(true, predicted)
+    assert (got.f1, got.precision, got.recall) == (0.5, 0.5, 0.5)
+    assert ner.token_accuracy(true, predicted) == 0.8
+    assert ner.score(true, predicted, kind="MISC").f1 == 0 and ner.score(true, predicted, kind="PER").f1 == 1
     rng = np.random.default_rng(0)
-    for true, predicted in [
-        (TRUE, PREDICTED),
-        *(([rng.choice(ner.TAGS, 9).tolist() for _ in range(6)] for _ in range(2)) for _ in range(50)),
-    ]:
-        got = ner.score(true, predicted)
-        assert got.f1 == pytest.approx(metrics.f1_score(true, predicted))
-        assert got.precision == pytest.approx(metrics.precision_score(true, predicted))
-        assert got.recall == pytest.approx(metrics.recall_score(true, predicted))
-        assert ner.token_accuracy(true, predicted) == pytest.approx(metrics.accuracy_score(true, predicted))
+    true, predicted = ([rng.choice(ner.TAGS, 9).tolist() for _ in range(300)] for _ in range(2))
+    assert ner.score(true, predicted) == ner.Score(right=352, found=2134, present=2177)
 
 
 def invented(count, seed):

@@ -24,6 +24,12 @@ def test_a_pair_is_of_one_text_exactly_when_its_label_says_so():
     assert pairs.neighbours(TEXTS, 21, seed=2).first != made.first
 
 
+def test_no_more_texts_are_read_than_are_needed(monkeypatch):
+    read, split = [], pairs.sentences
+    monkeypatch.setattr(pairs, "sentences", lambda text: read.append(text) or split(text))
+    assert len(pairs.neighbours(TEXTS, 10, seed=0)) == 10 == len(read)
+
+
 def test_negatives_use_the_very_sentences_of_the_positives_and_no_text_twice():
     made = pairs.neighbours(TEXTS, 20, seed=0)
     number = [{word for word in part.split() if word.isdigit()} for part in made.second]

@@ -45,6 +45,17 @@ def test_a_corpus_is_the_same_from_the_cache(reviews, corpus, cache):
         assert again.unigram_entropy == corpus.unigram_entropy
 
 
+@pytest.mark.parametrize("left", [0, 20, -30])
+def test_ids_that_were_cut_short_in_the_cache_are_made_again(left, reviews, corpus, cache):
+    pretrain.load_corpus(reviews, vocab_size=200, seq_len=16)
+    paths = list(cache.glob("ids-*.npz"))
+    whole = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, whole, strict=True):
+        path.write_bytes(content[:left])
+    assert pretrain.load_corpus(reviews, vocab_size=200, seq_len=16).digest == corpus.digest
+    assert [path.stat().st_size for path in paths] == [len(content) for content in whole]
+
+
 def test_an_empty_corpus_is_refused(cache):
     frame = pd.DataFrame({"text": [f"a text with the number {i}" for i in range(300)], "label": 1})
     short = data.prepare(frame, source="s", origin="o")
@@ -154,19 +165,34 @@ def test_evaluation_is_fixed_and_equals_its_definition(corpus, tiny):
     first = pretrain.evaluator(corpus, config)(model)
     torch.manual_seed(8)
     assert pretrain.evaluator(corpus, replace(config, seed=5))(model) == first
-    blocks = len(corpus.validation)
-    size = min(64, blocks)
-    rows = torch.randperm(blocks, generator=runtime.generator(pretrain._EVAL_KEY))[:size]
+    corpus = replace(corpus, validation=corpus.validation.first(min(64, len(corpus.validation))))
+    first = pretrain.evaluator(corpus, config)(model)  # in one batch
+    rows = torch.randperm(len(corpus.validation), generator=runtime.generator(pretrain._EVAL_KEY))
     draw = runtime.generator(pretrain._EVAL_KEY, 0)
     batch = pretrain.make_batch(
         corpus.validation, rows, draw, vocab_size=corpus.vocab_size, rate=config.mask_rate
     )
     with torch.no_grad():
         _, parts = pretrain.losses(model, batch)
-    if blocks < 128:  # one batch: the whole evaluation
-        assert first["mlm_loss"] == pytest.approx(parts["mlm"].item(), abs=1e-5)
-        assert first["nsp_loss"] == pytest.approx(parts["nsp"].item(), abs=1e-5)
+    assert first["mlm_loss"] == pytest.approx(parts["mlm"].item(), abs=1e-5)
+    assert first["nsp_loss"] == pytest.approx(parts["nsp"].item(), abs=1e-5)
     assert 0 <= first["mlm_accuracy"] <= 1 and 0 <= first["nsp_accuracy"] <= 1 and first["mlm_loss_se"] > 0
+
+
+@pytest.mark.parametrize(("asked", "sizes"), [(65, [33, 32]), (64, [64]), (96, [48, 48]), (128, [64, 64])])
+def test_every_block_asked_for_is_evaluated_once(asked, sizes, corpus, tiny, monkeypatch):
+    make_batch, seen = pretrain.make_batch, []
+
+    def noted(blocks, rows, *arguments, **options):
+        seen.append(rows.tolist())
+        return make_batch(blocks, rows, *arguments, **options)
+
+    monkeypatch.setattr(pretrain, "make_batch", noted)
+    wide = replace(corpus, validation=corpus.train.first(128))
+    model = models.build(models.Size(1, 32), vocab_size=corpus.vocab_size, max_positions=16).eval()
+    found = pretrain.evaluator(wide, tiny(), blocks=asked)(model)
+    assert [len(rows) for rows in seen] == sizes and sorted(sum(seen, [])) == list(range(asked))
+    assert (found["nsp_accuracy"] * asked) == pytest.approx(round(found["nsp_accuracy"] * asked))
 
 
 def test_a_few_validation_blocks_are_enough(corpus, tiny):
@@ -250,6 +276,19 @@ def test_steps_are_the_whole_batches_that_tokens_pay_for(tiny):
         ({"tokens": 127}, "at least one step of 128, got 127"),
         ({"tokens": 0}, "at least one step of 128, got 0"),
         ({"decay_share": 1.5}, "decay_share must lie in .0, 1., got 1.5"),
+        ({"arch": "gpt"}, "unknown arch 'gpt': expected one of bert, megatron-bert"),
+        ({"init": "zz"}, "unknown init 'zz': expected one of neighbours, standard"),
+        ({"optimizer": "sgd"}, "unknown optimizer 'sgd': expected one of muon, adamw"),
+        ({"precision": "fp8"}, "unknown precision 'fp8': expected one of fp32"),
+        ({"mask_rate": 0.0}, "mask_rate must lie in .0, 1., got 0.0"),
+        ({"mask_rate": 2}, "mask_rate must lie in .0, 1., got 2"),
+        ({"mask_rate": float("nan")}, "mask_rate must lie in .0, 1., got nan"),
+        ({"lr": float("inf")}, "lr, lr_adam and clip must be positive and finite"),
+        ({"seq_len": 7}, "seq_len must be at least 8, .*got 7"),
+        ({"warmup_tokens": -1}, "warmup_tokens must not be negative, got -1"),
+        ({"weight_decay": float("inf")}, "weight_decay must be finite and not negative, got inf"),
+        ({"seed": -1}, "seed must lie in .*got -1"),
+        ({"unique_blocks": 7}, "unique_blocks asks for 7 blocks, fewer than one batch of 8"),
     ],
 )
 def test_settings_that_are_none_are_refused(bad, message, tiny):
@@ -257,9 +296,6 @@ def test_settings_that_are_none_are_refused(bad, message, tiny):
         tiny(**bad)
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"), [({"arch": "gpt"}, "architecture 'gpt'"), ({"mask_rate": 0.0}, "rate must lie")]
-)
-def test_runs_that_cannot_start_are_refused(bad, message, corpus, tiny):
-    with pytest.raises(ValueError, match=message):
-        pretrain.pretrain(corpus, tiny(**bad), progress=False)
+def test_settings_at_the_edge_of_what_is_allowed_are_taken(tiny):
+    config = tiny(16, decay_share=1.0, warmup_tokens=0, weight_decay=0.0, unique_blocks=8)
+    assert config.training().decay == 16

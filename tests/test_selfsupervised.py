@@ -98,6 +98,19 @@ def test_the_loss_is_the_sum_of_both_and_reads_ordinary_tokens_only(corpus, tiny
     assert parts["mlm"].item() == pytest.approx(F.cross_entropy(words, batch["labels"]).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("changed", [{"arch": "bert"}, {"init": "standard"}])
+def test_both_models_have_the_architecture_and_the_start_that_were_asked_for(changed, corpus, tiny):
+    one, other = (
+        ss.pretrain_electra(corpus, config, config.size)[0] for config in (tiny(1), tiny(1, **changed))
+    )
+    if "arch" in changed:
+        for model in (other.generator, other.encoder):
+            assert type(model).__name__.startswith("Bert")
+    for name in ("generator", "encoder"):
+        ours, theirs = (getattr(model, name).state_dict() for model in (one, other))
+        assert ours.keys() != theirs.keys() or any(not torch.equal(ours[k], theirs[k]) for k in ours)
+
+
 def test_the_generator_is_not_taught_by_the_discriminator(corpus, tiny, electra):
     _, parts = ss.electra_losses(electra, batch_of(corpus, tiny))
     parts["rtd"].backward()

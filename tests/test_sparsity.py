@@ -117,6 +117,8 @@ def test_an_attached_dense_model_is_the_same_model():
         compress.save(sparsity.attach(model), "nowhere")
     with pytest.raises(ValueError, match="unknown kind"):
         sparsity.attach(model, "random")
+    with pytest.raises(ValueError, match="no masks to make permanent"):
+        sparsity.finish(model)
 
 
 def test_movement_scores_follow_the_paper():
@@ -227,6 +229,23 @@ def test_importance_is_the_gradient_of_a_gate():
     assert found["heads"][1][0].item() == pytest.approx(slope, rel=0.1)
     assert [len(v) for v in found["heads"] + found["neurons"]] == [2, 2, 256, 256]
     assert structured.least([torch.tensor([0.3, 0.1, 0.2])], keep=0.34) == {0: [1, 2]}
+
+
+def test_importance_puts_the_model_back_when_a_batch_fails():
+    model, calls = build().train(), []
+
+    def loss_of(model, batch):
+        calls.append(model.training)
+        if len(calls) == 2:
+            raise InterruptedError
+        return model(input_ids=IDS).prediction_logits.square().mean(), {}
+
+    with pytest.raises(InterruptedError):
+        structured.importance(model, [{}, {}], loss_of)
+    assert calls == [False, False] and model.training
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(ValueError, match="no batches"):
+        structured.importance(model, [], loss_of)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,13 @@ def test_a_row_is_made_once_and_kept(common, tmp_path):
     assert made == [1] and json.loads(path.read_text()) == {"loss": 0.1, "seed": 1}
 
 
+@pytest.mark.parametrize("content", ["", '{"loss": 0.', "\0"])
+def test_a_row_that_was_cut_short_is_made_again(content, common, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    assert common.kept(path, lambda: {"loss": 0.1}) == {"loss": 0.1} == json.loads(path.read_text())
+
+
 def test_a_run_that_fails_leaves_nothing(common, tmp_path):
     with pytest.raises(ZeroDivisionError):
         common.kept(tmp_path / "a.json", lambda: 1 / 0)
@@ -74,6 +81,22 @@ def test_a_part_of_a_study_does_not_replace_the_whole(common, tmp_path):
     assert len(table) == 5 and table["f1"][0] == 0.7 and "ms" in table
 
 
+def test_a_value_that_a_table_has_is_not_emptied(common, tmp_path):
+    output, rows = tmp_path / "t.csv", [{"name": name, "loss": 0.5, "ms": 1.5} for name in ("a", "b")]
+    rows.append({"name": "c", "loss": 0.5})
+    common.write(rows, output, by=["name"])
+    before = output.read_text()
+    with pytest.raises(ValueError, match=r"t.csv has \['ms'\] of \('b',\) that this run would empty"):
+        common.write([rows[0], {"name": "b", "loss": 0.4}, rows[2]], output, by=["name"])
+    with pytest.raises(ValueError, match=r"t.csv has \['loss', 'ms'\] of \('a',\)"):
+        common.write([{"name": "a", "loss": float("nan")}, *rows[1:]], output, by=["name"])
+    assert output.read_text() == before
+    common.write([row | {"loss": 0.3, "ms": 2.5} for row in rows], output, by=["name"])
+    assert pd.read_csv(output)["ms"].tolist() == [2.5] * 3
+    with pytest.raises(ValueError, match=r"lacks \['seed'\], which tell its rows apart"):
+        common.write([row | {"seed": 0} for row in rows], output, by=["name", "seed"])
+
+
 def test_runs_of_one_model_are_not_taken_for_those_of_another(common, tmp_path):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
@@ -82,6 +105,9 @@ def test_runs_of_one_model_are_not_taken_for_those_of_another(common, tmp_path):
         common.same_model(tmp_path, tmp_path / "one")
     assert (tmp_path / "model.txt").exists()
     with pytest.raises(ValueError, match="other is .*: choose another folder for --runs"):
+        common.same_model(tmp_path, tmp_path / "other")
+    (tmp_path / "model.txt").write_text("")  # else whoever comes next would own the runs
+    with pytest.raises(ValueError, match="model.txt cannot be read, so whose runs these are is unknown"):
         common.same_model(tmp_path, tmp_path / "other")
     with pytest.raises(ValueError, match="none is not the folder of a model: no model.safetensors"):
         common.weights(tmp_path / "none")
@@ -116,11 +142,41 @@ def test_a_study_of_models_that_are_not_there_ends_before_its_work(name, words, 
         module.main()
 
 
+@pytest.mark.slow
 def test_the_first_error_drops_the_jobs_that_wait(common):
     start = time.monotonic()
     with pytest.raises(TypeError):
-        common.in_processes(time.sleep, [("soon",), *[(2.0,)] * 30], workers=1)
+        common.in_processes(time.sleep, [("soon",), *[(0.3,)] * 400], workers=1)
     assert time.monotonic() - start < 40
+
+
+def test_both_parts_of_the_adaptation_study_share_processes_that_end_with_the_first_error(
+    monkeypatch, tmp_path
+):
+    adaptation, jobs = load(FOLDER / "adaptation.py", monkeypatch), []
+
+    def in_processes(work, given, workers):
+        jobs.extend(given)
+        return [work(*job) for job in given]
+
+    def one(folder, runs, task, name):
+        ends = {"kept_step": 1, "accuracy": 0.5, "test_loss": 1, "last_accuracy": 0.5, "last_loss": 1}
+        about = {"seconds": 1, "device": "d", "precision": "p", "torch": "t", "commit": "c"}
+        row = {"way": task.way, "labels": task.labels, "rate": task.rate, "seed": task.seed}
+        return row | ends | about | {"val_accuracy": 1 - task.rate, "course": [{"step": 1}, {"step": 2}]}
+
+    monkeypatch.setattr(adaptation.common, "in_processes", in_processes)
+    monkeypatch.setattr(adaptation, "one", one)
+    (tmp_path / "model.safetensors").write_text("one")
+    where = ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["adaptation", str(tmp_path), *where])
+    adaptation.main()
+    settings, arms = len(adaptation.WAYS) * len(adaptation.LABELS), len(adaptation.ARMS)
+    assert len(jobs) == settings + 3 * arms
+    assert len(pd.read_csv(tmp_path / "overfitting.csv")) == 2 * 3 * arms
+    table = pd.read_csv(tmp_path / "adaptation.csv")
+    assert len(table) == settings * (4 + 2) and "course" not in table
+    assert (table[table["chosen"]].groupby(["way", "labels"])["seed"].nunique() == 3).all()
 
 
 @pytest.fixture
@@ -159,6 +215,13 @@ def test_seeds_arms_and_costs_join_a_table_that_keeps_its_rows(pareto, monkeypat
     assert (more["latency_ms_1"] == 2.0).all() and len(more) == 6
     with pytest.raises(ValueError, match="pareto.csv has 3 rows that this run would drop"):
         call("--arms", "int8", "2:4", "--seeds", "0")
+    with pytest.raises(ValueError, match="costs.json has 2:4, which this run would drop: measure them as"):
+        call("--arms", "int8", "--seeds", "0", "1", "--latency")
+    before = output.read_text()
+    (runs / "costs.json").write_text(json.dumps({"dense": {"latency_ms_1": 2.0}}))
+    with pytest.raises(ValueError, match=r"pareto.csv has \['latency_ms_1'\] of \('2:4', 0\) that this run"):
+        call("--arms", "int8", "2:4", "--seeds", "0", "1")
+    assert output.read_text() == before
 
 
 def test_a_setting_of_the_coverage_study_is_counted_once(monkeypatch, tmp_path):
@@ -181,6 +244,12 @@ def test_a_setting_of_the_coverage_study_is_counted_once(monkeypatch, tmp_path):
     table = pd.read_csv(output)
     assert table["sizes"].tolist() == [setting.sizes for setting in coverage.SETTINGS]
     assert table["delta"].tolist() == [setting.delta for setting in coverage.SETTINGS]
+    # What is kept is known by what it says, not by its place.
+    monkeypatch.setattr(coverage, "SETTINGS", coverage.SETTINGS[::-1])
+    output.unlink()
+    coverage.main()
+    assert len(counted) == len(coverage.SETTINGS) + 1
+    assert pd.read_csv(output)["delta"].tolist() == [setting.delta for setting in coverage.SETTINGS]
 
 
 def test_the_folder_of_runs_is_made(common, tmp_path):

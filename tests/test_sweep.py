@@ -19,17 +19,6 @@ from helpers.sweep.planning import wall_hours
 from helpers.sweep.status import clock, render, seconds_left
 
 STUDIES = Path(__file__).parents[1] / "studies"
-STUDY = """
-[study]
-name = "small"
-sizes = ["1x32"]
-tokens = [1024, 2048]
-seeds = [0]
-[pretrain]
-seq_len = 16
-batch = 8
-warmup_tokens = 256
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +27,9 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setenv("HELPERS_PRECISION", "fp32")
 
 
-def write(folder: Path, text: str = STUDY) -> Path:
-    path = folder / "study.toml"
-    path.write_text(text)
-    return path
-
-
 @pytest.fixture
-def study(tmp_path) -> Study:
-    return Study.read(write(tmp_path))
+def study(write_study) -> Study:
+    return Study.read(write_study())
 
 
 @pytest.fixture
@@ -54,72 +37,23 @@ def family(study):
     return study.family(models.Size(1, 32), 0)
 
 
-def test_a_study_is_every_combination(tmp_path):
-    text = (
-        STUDY.replace('["1x32"]', '["1x32", "2x64"]')
-        .replace("[0]", "[0, 1]")
-        .replace("[1024, 2048]", "[2048, 1024]")
-    )
-    study = Study.read(write(tmp_path, text))
+def test_a_study_is_every_combination(write_study):
+    longer = ('["1x32"]', '["1x32", "2x64"]'), ("[0]", "[0, 1]"), ("[1024, 2048]", "[2048, 1024]")
+    study = Study.read(write_study(*longer))
     runs = [(str(c.size), c.seed, c.tokens) for c in study.configs()]
     assert runs == [(size, s, t) for size in ("1x32", "2x64") for s in (0, 1) for t in (1024, 2048)]
     assert all(c.seq_len == 16 and c.batch == 8 for c in study.configs())
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("seq_len = 16", "seqlen = 16", r"study.toml, line 8: unknown key 'seqlen' in \[pretrain\]"),
-        ("seq_len = 16", "tokens = 16", r"line 8: unknown key 'tokens' in \[pretrain\]"),
-        ('name = "small"', 'name = "small"\nsize = 1', r"line 4: unknown key 'size' in \[study\]"),
-        ("[pretrain]", "[training]", r"line 7: unknown table \[training\]"),
-        ("seeds = [0]", "", r"line 2: \[study\] lacks seeds"),
-        (STUDY, "", r"study.toml: \[study\] lacks name, seeds, sizes, tokens"),
-        (STUDY, "study = 3", r"study must be a table"),
-        ('"small"', "3", "line 3: name must be a str, got 3"),
-        ("seeds = [0]", "seeds = []", "line 6: seeds must list at least one value"),
-        ("seeds = [0]", "seeds = 3", "line 6: seeds must be a list of int, got 3"),
-        ("seeds = [0]", "seeds = [0, 1, 0]", "line 6: seeds lists 0 twice"),
-        ("1024,", "1e6,", "line 5: tokens must be a list of int"),
-        ("1024,", "2048,", "line 5: tokens lists 2048 twice"),
-        ('"1x32"', "32", "line 4: sizes must be a list of str"),
-        ('"1x32"', '"32"', "line 4: cannot read the size '32'"),
-        ('"1x32"', '"1x33"', "line 4: .*multiple of 32"),
-        ("1024,", "100,", "line 5: tokens must cover at least one step of 128, got 100"),
-        ("batch = 8", "batch = 2", "line 9: batch must hold at least 4 sequences"),
-        ("batch = 8", "batch = 8\nlr = -1.0", "line 10: lr, lr_adam and clip must be positive"),
-        ("batch = 8", 'batch = 8\narch = "gpt"', "line 10: unknown arch 'gpt'"),
-        ("batch = 8", 'batch = "8"', "line 9: batch must be of type int, got '8'"),
-        ("batch = 8", "batch = true", "line 9: batch must be of type int, got True"),
-        ("batch = 8", "batch = 8\nmask_rate = 1", r"line 10: mask_rate must lie in \(0, 1\), got 1"),
-        ("seeds = [0]", "seeds = [0", r"study.toml: .*\(at line 7, column"),
-        ("[pretrain]", "lr_scales = [1, 0]\n[pretrain]", "line 7: lr_scales must be positive"),
-        ("[pretrain]", "unique_tokens = [4096]\n[pretrain]", "line 7: no budget repeats 4096 tokens"),
-        (
-            "[pretrain]",
-            "unique_tokens = [1024]\n[pretrain]\nunique_blocks = 8",
-            "line 7: unique_tokens and unique_blocks say the same",
-        ),
-        ("[pretrain]", '[rates]\n"2x32" = 0.5\n[pretrain]', r"line 8: \[rates\] names 2x32, which is not"),
-        ("[pretrain]", '[rates]\n"1x32" = "a"\n[pretrain]', "line 8: the factor of 1x32 must be a number"),
-        ("[pretrain]", '[corpus]\nsource = "x"\n[pretrain]', "line 8: unknown source 'x'"),
-    ],
-)
-def test_studies_that_cannot_run_are_refused_with_their_line(old, new, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        Study.read(write(tmp_path, STUDY.replace(old, new)))
-
-
-def test_rates_and_scales_multiply_both_learning_rates(tmp_path):
+def test_rates_and_scales_multiply_both_learning_rates(write_study):
     more = 'lr_scales = [0.5, 1.0]\n[rates]\n"1x32" = 0.1\n[pretrain]\nlr = 1'
-    study = Study.read(write(tmp_path, STUDY.replace("[pretrain]", more)))
+    study = Study.read(write_study(("[pretrain]", more)))
     assert [(c.lr, c.lr_adam) for c in study.configs()][::2] == [(0.05, 0.0001), (0.1, 0.0002)]
     assert [study.name_of(f) for f in study.families()] == ["1x32 seed 0 lr 0.05", "1x32 seed 0 lr 0.1"]
 
 
-def test_unique_tokens_bound_the_text_and_drop_budgets_that_repeat_nothing(tmp_path, corpus):
-    text = STUDY.replace("[pretrain]", "unique_tokens = [512, 2048]\n[pretrain]")
-    study = Study.read(write(tmp_path, text))
+def test_unique_tokens_bound_the_text_and_drop_budgets_that_repeat_nothing(tmp_path, write_study, corpus):
+    study = Study.read(write_study(("[pretrain]", "unique_tokens = [512, 2048]\n[pretrain]")))
     runs = [(c.unique_blocks, c.tokens) for c in study.configs()]
     assert runs == [(32, 1024), (32, 2048), (128, 2048)]
     row = sweep.run_family(study.families()[0], corpus, tmp_path)[0]
@@ -177,6 +111,24 @@ def test_what_is_done_is_not_done_again(family, study, corpus, tmp_path, monkeyp
     monkeypatch.setattr(pretrain, "pretrain", lambda *a, **k: pytest.fail("a finished run was started again"))
     assert sweep.run_family(family, corpus, tmp_path) == rows
     pd.testing.assert_frame_equal(sweep.collect(study, corpus.digest, tmp_path), pd.DataFrame(rows))
+
+
+@pytest.mark.parametrize("content", ["", '{"run_id": "a', "{}", "[]", "null", "\xff"])
+def test_a_row_that_was_cut_short_is_made_again_from_its_checkpoint(
+    content, family, study, corpus, tmp_path, go, trained
+):
+    rows = sweep.run_family(family, corpus, tmp_path)
+    damaged = tmp_path / rows[1]["run_id"] / "row.json"
+    damaged.write_bytes(content.encode("latin-1"))
+    assert sweep.collect(study, corpus.digest, tmp_path)["tokens"].tolist() == [1024]
+    (looked,) = sweep.status(study, corpus.digest, tmp_path).to_dict("records")
+    assert (looked["done"], looked["state"]) == (1, "waiting") and looked["share"] == 1.0
+    trained.clear()
+    again, lines = go(study)
+    assert trained == [] and len(lines) == 1
+    measured = ["seconds", "tokens_per_second"]
+    pd.testing.assert_frame_equal(again.drop(columns=measured), pd.DataFrame(rows).drop(columns=measured))
+    assert json.loads(damaged.read_text())["run_id"] == rows[1]["run_id"]
 
 
 class Killed(BaseException):
@@ -302,35 +254,38 @@ def test_a_plan_counts_trunks_once(study, family):
     )
 
 
-class Here:
-    """An engine that runs a task in this process at once."""
-
-    def __init__(self):
-        self.ended = []
-
-    def free(self):
-        return not self.ended
-
-    def start(self, name, task):
-        self.ended = [(name, families.work(task))]
-
-    def wait(self, seconds):
-        ended, self.ended = self.ended, []
-        return ended
-
-    def close(self):
-        pass
+def test_a_plan_counts_the_flops_that_the_rows_report(study, corpus, tmp_path):
+    """The vocabulary is the study's, not the usual one: it weighs most in small models."""
+    one = replace(study, tokens=(1024,), text=sweep.Text(vocab_size=corpus.vocab_size))
+    (row,) = sweep.run_family(one.families()[0], corpus, tmp_path)
+    assert sweep.plan(one)["flops"].tolist() == [pytest.approx(row["flops_exact"])]
+    assert sweep.status(one, corpus.digest, tmp_path)["flops"].tolist() == sweep.plan(one)["flops"].tolist()
+    larger = replace(one, text=sweep.Text(vocab_size=8192))
+    assert sweep.plan(larger)["flops"][0] > 5 * row["flops_exact"]
 
 
 @pytest.fixture
-def here(monkeypatch, corpus):
+def on_the_small_corpus(monkeypatch, corpus, here):
     """The command line on the small corpus, its families in this process."""
     monkeypatch.setattr(Study, "load_corpus", lambda study: corpus)
-    monkeypatch.setattr(cli, "make_engine", lambda name, **options: Here())
+    monkeypatch.setattr(cli, "make_engine", lambda name, **options: here())
 
 
-def test_the_command_line_runs_collects_and_plans(here, tmp_path, capsys):
-    path, runs, output = write(tmp_path), tmp_path / "runs", tmp_path / "rows.csv"
+@pytest.fixture
+def go(tmp_path, corpus, here):
+    """Run a study in this process; returns its rows and the lines that were shown."""
+
+    def run(study, **options):
+        lines = []
+        options = {"engine": here(), "load": lambda: corpus, "show": lines.append, "threads": 1} | options
+        return sweep.run(study, tmp_path, **options), lines
+
+    return run
+
+
+@pytest.mark.usefixtures("on_the_small_corpus")
+def test_the_command_line_runs_collects_and_plans(write_study, tmp_path, capsys):
+    path, runs, output = write_study(), tmp_path / "runs", tmp_path / "rows.csv"
     sweep.main(["status", str(path), "--folder", str(runs)])
     assert "0 of 2 runs done" in capsys.readouterr().out
     for _ in range(2):
@@ -347,8 +302,9 @@ def test_the_command_line_runs_collects_and_plans(here, tmp_path, capsys):
             sweep.main(wrong)
 
 
-def test_a_table_grows_and_its_rows_stay_to_the_letter(here, tmp_path, capsys):
-    path, table, logs = write(tmp_path), tmp_path / "rows.csv", tmp_path / "logs.csv"
+@pytest.mark.usefixtures("on_the_small_corpus")
+def test_a_table_grows_and_its_rows_stay_to_the_letter(write_study, tmp_path, capsys):
+    path, table, logs = write_study(), tmp_path / "rows.csv", tmp_path / "logs.csv"
 
     def collect(folder):
         words = ["collect", str(path), "--folder", str(tmp_path / folder), "--output", str(table)]
@@ -373,8 +329,9 @@ def test_a_table_grows_and_its_rows_stay_to_the_letter(here, tmp_path, capsys):
     assert "2 of 2 runs done" in collect("nothing") and table.read_text().splitlines() == lines
 
 
-def test_a_table_of_something_else_is_not_written_to(here, tmp_path, capsys):
-    path, table, runs = write(tmp_path), tmp_path / "rows.csv", tmp_path / "runs"
+@pytest.mark.usefixtures("on_the_small_corpus")
+def test_a_table_of_something_else_is_not_written_to(write_study, tmp_path, capsys):
+    path, table, runs = write_study(), tmp_path / "rows.csv", tmp_path / "runs"
     sweep.main(["run", str(path), "--folder", str(runs)])
     for header in ("run_id,accuracy", "name,accuracy"):
         table.write_text(f"{header}\n7,0.5\n")
@@ -384,21 +341,14 @@ def test_a_table_of_something_else_is_not_written_to(here, tmp_path, capsys):
         assert table.read_text() == f"{header}\n7,0.5\n"
 
 
-def test_the_command_line_shows_what_a_file_gets_wrong_without_a_traceback(tmp_path, capsys):
-    path = write(tmp_path, STUDY.replace("batch", "bach"))
+def test_the_command_line_shows_what_a_file_gets_wrong_without_a_traceback(write_study, capsys):
+    path = write_study(("batch", "bach"))
     with pytest.raises(SystemExit, match="2"):
         sweep.main(["plan", str(path)])
     assert "study.toml, line 9: unknown key 'bach'" in capsys.readouterr().err
 
 
-def go(study, folder, corpus, **options):
-    """Run a study in this process; returns its rows and the lines that were shown."""
-    lines = []
-    options = {"engine": Here(), "load": lambda: corpus, "show": lines.append, "threads": 1} | options
-    return sweep.run(study, folder, **options), lines
-
-
-def test_a_family_that_fails_does_not_stop_the_others(study, corpus, tmp_path, monkeypatch):
+def test_a_family_that_fails_does_not_stop_the_others(study, corpus, tmp_path, go, monkeypatch):
     run_family = families.run_family
 
     def fail_once(family, *arguments, **options):
@@ -409,18 +359,18 @@ def test_a_family_that_fails_does_not_stop_the_others(study, corpus, tmp_path, m
     monkeypatch.setattr(families, "run_family", fail_once)
     both = replace(study, seeds=(1, 0))
     with pytest.raises(RuntimeError, match="1x32 seed 1: FloatingPointError: loss is nan at step 3"):
-        go(both, tmp_path, corpus)
+        go(both)
     rows = [json.loads(path.read_text()) for path in tmp_path.glob("*/row.json")]
     assert [row["seed"] for row in rows] == [0, 0]
     table = sweep.status(both, corpus.digest, tmp_path)
     assert table["state"].tolist() == ["failed", "done"] and "loss is nan" in render(table)
     monkeypatch.setattr(families, "run_family", run_family)
-    assert len(go(both, tmp_path, corpus)[0]) == 4
+    assert len(go(both)[0]) == 4
     assert set(sweep.status(both, corpus.digest, tmp_path)["state"]) == {"done"}
 
 
 def test_deaths_are_retried_while_there_is_progress_and_then_a_limited_number_of_times(
-    study, corpus, tmp_path, monkeypatch
+    study, corpus, tmp_path, go, monkeypatch
 ):
     attempts = []
 
@@ -435,17 +385,53 @@ def test_deaths_are_retried_while_there_is_progress_and_then_a_limited_number_of
     monkeypatch.setattr(families, "work", dies)
     lines = []
     with pytest.raises(RuntimeError, match="1x32 seed 0: the process ended with signal 9"):
-        go(study, tmp_path, corpus, retries=3, show=lines.append)
+        go(study, retries=3, show=lines.append)
     assert len(attempts) == 2 + 3 + 1
     assert "0 of 3 retries" in lines[1] and "3 of 3 retries" in lines[-2] and "given up" in lines[-1]
 
 
-def test_errors_that_would_come_back_are_not_retried(study, corpus, tmp_path):
+def test_errors_that_would_come_back_are_not_retried(study, go):
     lines = []
     wide = replace(study, pretrain=study.pretrain | {"seq_len": 32})
     with pytest.raises(RuntimeError, match="cut for seq_len 16, the run wants 32"):
-        go(wide, tmp_path, corpus, show=lines.append)
+        go(wide, show=lines.append)
     assert len(lines) == 1 and "given up" in lines[0]
+
+
+def test_families_whose_names_are_written_alike_are_both_run(study, go):
+    rates = replace(study, lr_scales=(1.0, 1.0000001), tokens=(1024,))
+    assert len({rates.name_of(family) for family in rates.families()}) == 1
+
+    class Together:
+        """An engine that ends all of its tasks together."""
+
+        def __init__(self):
+            self.ended = {}
+
+        def free(self):
+            return True
+
+        def start(self, name, task):
+            assert name not in self.ended
+            self.ended[name] = families.work(task)
+
+        def wait(self, seconds):
+            ended, self.ended = list(self.ended.items()), {}
+            return ended
+
+        def close(self):
+            pass
+
+    rows, lines = go(rates, engine=Together())
+    assert len(rows) == 2 == len(lines) and rows["lr_muon"].tolist() == [0.02, 0.02 * 1.0000001]
+
+
+def test_what_lies_beside_the_checkpoints_of_a_run_ends_nothing(study, family, corpus, tmp_path):
+    trunks = sweep.trunk_folder(tmp_path, family[0], corpus.digest)
+    for folder in (trunks / "trunk-00000012", tmp_path / sweep.run_id(family[0], corpus.digest)):
+        (folder / "step-old").mkdir(parents=True)
+    assert sweep.status(study, corpus.digest, tmp_path)["share"].tolist() == [0.0]
+    assert len(sweep.run_family(family, corpus, tmp_path)) == 2
 
 
 def test_status_tells_how_far_and_how_long(study, corpus, tmp_path):
@@ -492,12 +478,11 @@ def test_calibration_times_each_size_and_hours_are_those_of_the_longest_worker(s
     assert wall_hours(pd.Series([1.0, 2.0, 3.0, 4.0]), 2) == 5.0
 
 
-def test_five_hundred_rows_load_resume_and_collect_in_two_seconds(corpus, tmp_path):
-    seeds = list(range(125))
-    text = STUDY.replace("[0]", str(seeds)).replace("[1024, 2048]", "[1024, 2048, 4096, 8192]")
-    path, runs = write(tmp_path, text), tmp_path / "runs"
-    row = sweep.run_family(Study.read(write(tmp_path)).families()[0][:1], corpus, tmp_path / "one")[0]
-    for config in Study.read(write(tmp_path, text)).configs():
+def test_five_hundred_rows_load_resume_and_collect_in_two_seconds(family, write_study, corpus, tmp_path):
+    seeds, runs = list(range(125)), tmp_path / "runs"
+    path = write_study(("[0]", str(seeds)), ("[1024, 2048]", "[1024, 2048, 4096, 8192]"))
+    row = sweep.run_family(family[:1], corpus, tmp_path / "one")[0]
+    for config in Study.read(path).configs():
         name = sweep.run_id(config, corpus.digest)
         (runs / name).mkdir(parents=True)
         (runs / name / "row.json").write_text(json.dumps(row | {"run_id": name, "seed": config.seed}))
@@ -508,10 +493,10 @@ def test_five_hundred_rows_load_resume_and_collect_in_two_seconds(corpus, tmp_pa
     assert time.process_time() - start < 2
 
 
-def test_adding_a_size_runs_only_what_is_missing(study, corpus, tmp_path):
-    _, first = go(study, tmp_path, corpus)
+def test_adding_a_size_runs_only_what_is_missing(study, go):
+    _, first = go(study)
     more = replace(study, sizes=(models.Size(1, 32), models.Size(1, 64)))
-    rows, second = go(more, tmp_path, corpus)
+    rows, second = go(more)
     assert len(rows) == 4 and [line.split()[0] for line in first + second] == ["1x32", "1x64"]
 
 

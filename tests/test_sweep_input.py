@@ -2,108 +2,94 @@
 
 import json
 import time
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from helpers import models, pretrain, sweep
+from helpers import models, sweep
 from helpers.sweep import Study, cli, cluster
-from helpers.sweep.family import Failure, Task
+from helpers.sweep.family import Task
 
-STUDY = """
-[study]
-name = "small"
-sizes = ["1x32"]
-tokens = [1024, 2048]
-seeds = [0]
-[pretrain]
-seq_len = 16
-batch = 8
-warmup_tokens = 256
-"""
-
-
-def write(folder: Path, text: str = STUDY, name: str = "study.toml") -> Path:
-    path = folder / name
-    path.write_text(text)
-    return path
+AFTER = "[pretrain]"  # what is put before it ends the table [study]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        # what is no study file
+        (None, "", r": \[study\] lacks name, seeds, sizes, tokens"),
+        ("seeds = [0]", "seeds = [0", r": .*\(at line 7, column"),
+        ("\n[study]", "study = 3\n", r", line 1: study must be a table \[study\], got 3"),
+        ("\n[study]", "vocab_size = 4096\n[study]", r", line 1: vocab_size must stand in one of .*got 4096"),
+        ("\n[study]", 'title = "a(b"\n[study]', ", line 1: title must stand in one of"),
+        ("[pretrain]", "[training]", r", line 7: unknown table \[training\]"),
+        # keys
+        ("seeds = [0]", "", r", line 2: \[study\] lacks seeds"),
+        ('name = "small"', 'name = "small"\nsize = 1', r", line 4: unknown key 'size' in \[study\]"),
+        ("seq_len = 16", "seqlen = 16", r", line 8: unknown key 'seqlen' in \[pretrain\]"),
+        ("seq_len = 16", "tokens = 16", r", line 8: unknown key 'tokens' in \[pretrain\]"),
+        ("batch = 8", 'batch = 8\n"a(" = 8', r", line 10: unknown key 'a\(' in \[pretrain\]"),
+        # types
+        ('"small"', "3", ", line 3: name must be a str, got 3"),
+        ('"1x32"', "32", ", line 4: sizes must be a list of str"),
+        ("1024,", "1e6,", ", line 5: tokens must be a list of int"),
+        ("seeds = [0]", "seeds = 3", ", line 6: seeds must be a list of int, got 3"),
+        ("seeds = [0]", "seeds = []", ", line 6: seeds must list at least one value"),
+        ("batch = 8", 'batch = "8"', ", line 9: batch must be of type int, got '8'"),
+        ("batch = 8", "batch = true", ", line 9: batch must be of type int, got True"),
+        ("[0]", f"[0, {10**309}]", ", line 6: seeds has an integer of more than 64 bits"),
+        ("batch = 8", f"lr = {10**309}", ", line 9: lr has an integer of more than 64 bits"),
+        # settings that no run can use: which they are is tested with PretrainConfig
+        ('"1x32"', '"32"', ", line 4: cannot read the size '32'"),
+        ('"1x32"', '"1x33"', ", line 4: .*multiple of 32"),
+        ("1024,", "100,", ", line 5: tokens must cover at least one step of 128, got 100"),
+        ("[0]", "[0, -1]", ", line 6: seed must lie in .*got -1"),
+        ("seq_len = 16", "seq_len = -16", ", line 8: seq_len must be at least 8, .*got -16"),
+        ("batch = 8", "batch = 2", ", line 9: batch must hold at least 4 sequences"),
         (
-            "\n[study]",
-            "vocab_size = 4096\n[study]",
-            r"1: vocab_size must stand in one of \[study\], .*got 4096",
+            "warmup_tokens = 256",
+            "warmup_tokens = -5",
+            ", line 10: warmup_tokens must not be neg.*got -5",
         ),
-        ("\n[study]", 'title = "a(b"\n[study]', "1: title must stand in one of"),
-        ("\n[study]", "study = 3\n", r"1: study must be a table \[study\], got 3"),
-        ("batch = 8", '"a(" = 8', r"9: unknown key 'a\(' in \[pretrain\]"),
-        ("batch = 8", 'batch = 8\n"a(" = 8', r"10: unknown key 'a\(' in \[pretrain\]"),
-        ("[pretrain]", '[rates]\n"a(" = 8.0\n[pretrain]', "8: cannot read the size 'a"),
-        ("seq_len = 16", "seq_len = 0", "8: seq_len must be at least 8, .*got 0"),
-        ("seq_len = 16", "seq_len = -16", "8: seq_len must be at least 8, .*got -16"),
-        ("batch = 8", "batch = 8\ndecay_share = 1.0", "10: decay_share 1.0 leaves no step of 8 to the trunk"),
-        ("batch = 8", "batch = 8\ndecay_share = 0.96", "10: decay_share 0.96 leaves no step of 8 to"),
-        ("batch = 8", "batch = 8\nlr = nan", "10: lr, lr_adam and clip must be positive and finite, got nan"),
-        ("batch = 8", "batch = 8\nlr_adam = inf", "10: lr, lr_adam and clip must be positive and finite"),
-        ("batch = 8", "batch = 8\nweight_decay = -1", "10: weight_decay must be .*not negative, got -1"),
-        ("batch = 8", "batch = 8\nweight_decay = nan", "10: weight_decay must be finite .*got nan"),
-        ("warmup_tokens = 256", "warmup_tokens = -5", "10: warmup_tokens must not be negative, got -5"),
-        ("batch = 8", "batch = 8\nunique_blocks = 0", "10: unique_blocks asks for 0 .*one batch of 8"),
-        ("batch = 8", "batch = 8\nunique_blocks = -3", "10: unique_blocks asks for -3"),
-        ("[0]", "[-1]", "6: seed must lie in .*got -1"),
-        ("[0]", f"[0, {10**309}]", "6: seeds has an integer of more than 64 bits"),
-        ("batch = 8", f"lr = {10**309}", "9: lr has an integer of more than 64 bits"),
-        ("[0]", "[0, -1]", "6: seed must lie in .*got -1"),
-        ("[1024, 2048]", "[1024, 1030]", r"5: tokens \[1024, 1030\] are all 8 times 128"),
-        ("[pretrain]", "lr_scales = [nan]\n[pretrain]", "7: lr_scales must be positive and finite, got nan"),
-        ("[pretrain]", "lr_scales = [1, inf]\n[pretrain]", "7: lr_scales must be .*finite, got inf"),
+        ("batch = 8", "batch = 8\nlr = nan", ", line 10: lr, lr_adam and clip must be .*finite, got nan"),
+        ("batch = 8", "batch = 8\nlr_adam = inf", ", line 10: lr, lr_adam and clip must be .*finite"),
+        ("batch = 8", "batch = 8\nweight_decay = -1", ", line 10: weight_decay must be .*negative, got -1"),
+        ("batch = 8", "batch = 8\nunique_blocks = -3", ", line 10: unique_blocks asks for -3 .*batch of 8"),
+        ("batch = 8", "batch = 8\nmask_rate = 1", r", line 10: mask_rate must lie in \(0, 1\), got 1"),
+        ("batch = 8", 'batch = 8\narch = "gpt"', ", line 10: unknown arch 'gpt': expected one of bert"),
+        ("batch = 8", 'batch = 8\ninit = "zz"', ", line 10: unknown init 'zz': expected one of neigh"),
+        ("batch = 8", 'batch = 8\noptimizer = "sgd"', ", line 10: unknown optimizer 'sgd': expected one of"),
+        ("batch = 8", "batch = 8\ndecay_share = 0.96", ", line 10: decay_share 0.96 leaves no step of 8 to"),
+        # lists that say something twice
+        ("1024,", "2048,", ", line 5: tokens lists 2048 twice"),
+        ("1024, 2048", "1024, 1030", r", line 5: tokens \[1024, 1030\] are all 8 times 128"),
+        ("seeds = [0]", "seeds = [0, 1, 0]", ", line 6: seeds lists 0 twice"),
+        # factors and repeated text
+        (AFTER, f"lr_scales = [1, 0]\n{AFTER}", ", line 7: lr_scales must be positive and finite, got 0"),
+        (AFTER, f"lr_scales = [nan]\n{AFTER}", ", line 7: lr_scales must be positive and finite, got nan"),
+        (AFTER, f"unique_tokens = [4096]\n{AFTER}", ", line 7: no budget repeats 4096 tokens"),
+        (AFTER, f"unique_tokens = [10]\n{AFTER}", ", line 7: unique_tokens must fill a batch of 128, got 10"),
+        (AFTER, f"unique_tokens = [513, 514]\n{AFTER}", r", line 7: .*\[513, 514\] are all 32 times 16"),
         (
-            "[pretrain]",
-            '[rates]\n"1x32" = inf\n[pretrain]',
-            "8: the factor of 1x32 must be .*finite, got inf",
+            AFTER,
+            f"unique_tokens = [1024]\n{AFTER}\nunique_blocks = 8",
+            ", line 7: .*unique_blocks say the",
         ),
-        (
-            "[pretrain]",
-            '[rates]\n"1x32" = nan\n[pretrain]',
-            "8: the factor of 1x32 must be .*finite, got nan",
-        ),
-        (
-            "[pretrain]",
-            "unique_tokens = [10]\n[pretrain]",
-            "7: unique_tokens must fill a batch of 128, got 10",
-        ),
-        (
-            "[pretrain]",
-            "unique_tokens = [513, 514]\n[pretrain]",
-            r"7: unique_tokens \[513, 514\] are all 32 times 16",
-        ),
-        ("[pretrain]", "[corpus]\nvocab_size = -5\n[pretrain]", "8: vocab_size must be at least 100, got -5"),
+        (AFTER, f'[rates]\n"2x32" = 0.5\n{AFTER}', r", line 8: \[rates\] names 2x32, which is not"),
+        (AFTER, f'[rates]\n"a(" = 8.0\n{AFTER}', ", line 8: cannot read the size 'a"),
+        (AFTER, f'[rates]\n"1x32" = "a"\n{AFTER}', ", line 8: the factor of 1x32 must be a number"),
+        (AFTER, f'[rates]\n"1x32" = inf\n{AFTER}', ", line 8: the factor of 1x32 must be .*finite, got inf"),
+        (AFTER, f'[corpus]\nsource = "x"\n{AFTER}', ", line 8: unknown source 'x'"),
+        (AFTER, f"[corpus]\nvocab_size = -5\n{AFTER}", ", line 8: vocab_size must be at least 100, got -5"),
     ],
 )
-def test_a_study_that_would_fail_later_is_refused_with_its_line(old, new, message, tmp_path):
-    with pytest.raises(ValueError, match=f"study.toml, line {message}"):
-        Study.read(write(tmp_path, STUDY.replace(old, new)))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"seq_len": 7}, "seq_len must be at least 8"),
-        ({"warmup_tokens": -1}, "warmup_tokens must not be negative, got -1"),
-        ({"weight_decay": float("inf")}, "weight_decay must be finite"),
-        ({"seed": -1}, "seed must lie in"),
-        ({"unique_blocks": 7}, "unique_blocks asks for 7 blocks, fewer than one batch of 8"),
-    ],
-)
-def test_settings_that_no_run_can_use_are_refused(settings, message, tiny):
-    with pytest.raises(ValueError, match=message):
-        tiny(**settings)
+def test_a_study_that_cannot_run_is_refused_with_its_line(old, new, message, write_study):
+    path = write_study((old, new)) if old else write_study()
+    if old is None:
+        path.write_text(new)
+    with pytest.raises(ValueError, match=f"^study.toml{message}"):
+        Study.read(path)
 
 
 @pytest.mark.parametrize(
@@ -119,25 +105,23 @@ def test_settings_that_no_run_can_use_are_refused(settings, message, tiny):
         ("status --watch -2", "--watch: must be at least 0.1, got -2"),
     ],
 )
-def test_numbers_that_mean_nothing_are_refused_at_the_command_line(words, message, tmp_path, capsys):
+def test_numbers_that_mean_nothing_are_refused_at_the_command_line(words, message, write_study, capsys):
     command, *options = words.split()
     with pytest.raises(SystemExit, match="2"):
-        sweep.main([command, str(write(tmp_path)), *options])
+        sweep.main([command, str(write_study()), *options])
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [{"workers": 0}, {"threads": 0}, {"threads": -1}])
-def test_a_study_is_not_begun_without_workers_or_threads(options, tmp_path, corpus):
-    study = Study.read(write(tmp_path))
+def test_a_study_is_not_begun_without_workers_or_threads(options, tmp_path, write_study, corpus):
+    study = Study.read(write_study())
     with pytest.raises(ValueError, match="workers and threads must be at least 1, got"):
         sweep.run(study, tmp_path / "runs", load=lambda: corpus, **options)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_study_that_fails_does_not_stop_the_next(tmp_path, corpus, monkeypatch, capsys):
-    paths = [
-        write(tmp_path, STUDY.replace('"small"', f'"{name}"'), f"{name}.toml") for name in ("a", "b", "c")
-    ]
+def test_a_study_that_fails_does_not_stop_the_next(tmp_path, write_study, corpus, monkeypatch, capsys):
+    paths = [write_study(('"small"', f'"{name}"'), name=f"{name}.toml") for name in ("a", "b", "c")]
     begun = []
 
     def run(study, *arguments, **options):
@@ -153,6 +137,7 @@ def test_a_study_that_fails_does_not_stop_the_next(tmp_path, corpus, monkeypatch
     assert "a: some runs failed; c: some runs failed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failure_with_a_long_reason_reaches_the_driver(tmp_path, tiny):
     engine, end = sweep.Local(1), time.monotonic() + 60
     engine.start("a", Task([tiny()], tmp_path, load=partial(models.Size.parse, "x" * 10**6)))
@@ -197,36 +182,13 @@ def test_a_family_that_fits_on_no_machine_of_a_cluster_is_refused(monkeypatch):
     assert ray.ended
 
 
-class Elsewhere:
-    """An engine whose one task ends at once, on a machine whose files are seen late."""
-
-    def __init__(self) -> None:
-        self.ended: list[tuple[str, Failure | None]] = []
-
-    def free(self):
-        return not self.ended
-
-    def start(self, name, task):
-        self.ended = [(name, None)]
-
-    def wait(self, seconds):
-        ended, self.ended = self.ended, []
-        return ended
-
-    def close(self):
-        pass
-
-
-def test_a_row_that_is_not_yet_to_be_seen_ends_nothing(tmp_path, corpus):
-    study, lines = Study.read(write(tmp_path)), []
-    first = tmp_path / sweep.run_id(study.configs()[0], corpus.digest)
-    first.mkdir()
-    (first / "row.json").write_text(json.dumps({"mlm_loss": 1.23456, "unigram_entropy": 5.0}))
-    rows = sweep.run(study, tmp_path, engine=Elsewhere(), load=lambda: corpus, show=lines.append)
+def test_a_row_that_is_not_yet_to_be_seen_ends_nothing(tmp_path, write_study, corpus, here):
+    """Storage between machines may show a file some seconds after it was written."""
+    study, lines = Study.read(write_study()), []
+    name = sweep.run_id(study.configs()[0], corpus.digest)
+    (tmp_path / name).mkdir()
+    row = {"run_id": name, "mlm_loss": 1.23456, "unigram_entropy": 5.0}
+    (tmp_path / name / "row.json").write_text(json.dumps(row))
+    engine = here(lambda task: None)
+    rows = sweep.run(study, tmp_path, engine=engine, load=lambda: corpus, show=lines.append)
     assert lines == ["1x32 seed 0 done: [1.235]"] and len(rows) == 1
-
-
-def test_shipped_settings_stay_within_the_bounds():
-    """The smallest runs of the book and of the tests."""
-    config = pretrain.PretrainConfig(models.Size(2, 64), tokens=2048, decay_share=1.0, warmup_tokens=0)
-    assert replace(config, weight_decay=0.0, unique_blocks=16).training().decay == 1

@@ -34,6 +34,15 @@ def test_the_same_texts_give_the_same_vocabulary_from_cache_or_not(cache):
     assert len(list(cache.iterdir())) == 3
 
 
+@pytest.mark.parametrize("content", ["", '{"version": "1.0", "trunca', "{}", "\0"])
+def test_a_vocabulary_that_is_damaged_in_the_cache_is_made_again(content, cache):
+    first = tk.train_wordpiece(TEXTS, 120).get_vocab()
+    (file,) = cache.iterdir()
+    stored = file.read_bytes()
+    file.write_text(content)
+    assert tk.train_wordpiece(TEXTS, 120).get_vocab() == first and file.read_bytes() == stored
+
+
 def test_symbols_inside_words_are_numbered_by_how_often_they_stand_there():
     """The trainer's own order of them is random, and with it that of all ids in a corpus."""
     symbols = "\u00a3\u00a6\u00a8\u00b4\u00b1\u00d7\u00f7\u00ac"

@@ -135,6 +135,24 @@ def test_a_branch_equals_a_run_from_the_start(parts, tmp_path, same_weights):
         assert same_weights(direct, branch)
 
 
+@pytest.mark.parametrize("name", ["best", "step-old", "step-00000008.kept"])
+def test_a_checkpoint_that_was_renamed_can_be_branched_from(name, parts, tmp_path, same_weights):
+    run(parts, settings(steps=8, decay=0), folder=tmp_path, keep_steps=frozenset({8}))
+    (tmp_path / "step-00000008").rename(tmp_path / name)
+    model, batch_of = parts()
+    steps = []
+    how = {"folder": tmp_path / "branch", "branch_from": tmp_path / name, "progress": False}
+    train(model, lambda step: steps.append(step) or batch_of(step), pretrain.losses, settings(), **how)
+    assert steps == [8, 9, 10, 11] and same_weights(model, run(parts, settings())[0])
+
+
+def test_steps_to_keep_must_be_steps_of_the_run_and_have_a_folder(parts, tmp_path):
+    with pytest.raises(ValueError, match=r"keep_steps \[3, 5\] need a folder"):
+        run(parts, settings(), keep_steps=frozenset({5, 3}))
+    with pytest.raises(ValueError, match=r"keep_steps must lie in 1 to 12, .* got \[0, 13\]"):
+        run(parts, settings(), folder=tmp_path, keep_steps=frozenset({13, 0, 5}))
+
+
 def test_a_branch_that_is_killed_resumes_from_its_own_folder(parts, tmp_path, same_weights):
     run(parts, settings(steps=8, decay=0), folder=tmp_path / "trunk", keep_steps=frozenset({8}))
     direct, _ = run(parts, settings())
@@ -383,6 +401,10 @@ def test_every_precision_trains_fp32_weights(precision, parts):
         ({"log_every": 0}, "log_every must be at least 1"),
         ({"checkpoint_seconds": -1}, "checkpoint_seconds at least 0"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
+        ({"weight_decay": float("nan")}, "weight_decay must be finite and not negative, got nan"),
+        ({"weight_decay": -0.1}, "weight_decay must be finite and not negative, got -0.1"),
+        ({"seed": -1}, "seed must lie in .*got -1"),
+        ({"optimizer": "sgd"}, "unknown optimizer 'sgd': expected one of muon, adamw"),
     ],
 )
 def test_settings_that_are_none_are_refused(bad, message):

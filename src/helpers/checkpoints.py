@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import warnings
@@ -22,7 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from helpers import runtime
 from helpers.distribution import part_of, whole
+
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointWarning(UserWarning):
@@ -89,7 +93,7 @@ def _write(folder: Path, model: nn.Module, records: list[dict[str, Any]], state:
         digests = {name: _digest(work / name) for name in ("model.safetensors", "optimizer.pt")}
         text = json.dumps(asdict(state) | {"sha256": digests})
         (work / "state.json").write_text(text, encoding="utf-8")
-        work.rename(target)
+        runtime.settle(work, target)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -97,15 +101,24 @@ def _write(folder: Path, model: nn.Module, records: list[dict[str, Any]], state:
 
 
 def available(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    """The checkpoints in a folder, newest first; what is called otherwise is nobody's to take or remove."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint: its name says it, or its state where it was renamed. Raises ``ValueError``
+    when neither does.
+    """
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else read_state(checkpoint).step
 
 
 def prune(folder: Path, *, keep: int, permanent: frozenset[int] = frozenset()) -> None:
     """Remove all but the newest ``keep`` checkpoints and those of the ``permanent`` steps, and what a kill
     left half-written.
     """
-    temporary = [path for path in available(folder) if int(path.name[5:]) not in permanent]
+    temporary = [path for path in available(folder) if step_of(path) not in permanent]
     for path in [*temporary[keep:], *folder.glob(".writing-*")]:
         shutil.rmtree(path, ignore_errors=True)
 

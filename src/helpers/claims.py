@@ -197,7 +197,7 @@ def _plain(value: Any) -> Any:
     """Tensors, arrays, numpy scalars and tables as numpy arrays or Python values."""
     if hasattr(value, "detach"):  # a torch tensor; torch itself is not needed here
         value = value.detach().cpu()
-        value = (value.float() if value.dtype.is_floating_point else value).numpy()
+        value = (value.double() if value.dtype.is_floating_point else value).numpy()
     if hasattr(value, "to_numpy"):  # a pandas table or column
         value = value.to_numpy()
     return value.item() if isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0 else value

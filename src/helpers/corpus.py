@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -62,9 +64,18 @@ def _encode_cached(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list
     for text in texts:
         digest.update(text.encode() + b"\0")
     path = runtime.cache_dir() / f"ids-{digest.hexdigest()[:16]}.npz"
-    if not path.exists():
-        ids = tk.encode(tokenizer, texts)
-        with runtime.write_atomically(path) as temporary:
-            np.savez(temporary, flat=np.concatenate(ids), ends=np.cumsum([len(row) for row in ids]))
-    with np.load(path, allow_pickle=False) as saved:
-        return np.split(saved["flat"], saved["ends"][:-1])
+    if (kept := _read(path)) is not None:
+        return kept
+    ids = tk.encode(tokenizer, texts)
+    with runtime.write_atomically(path) as temporary:
+        np.savez(temporary, flat=np.concatenate(ids), ends=np.cumsum([len(row) for row in ids]))
+    return ids
+
+
+def _read(path: Path) -> list[np.ndarray] | None:
+    """The ids that a file of the cache holds; ``None`` where it is missing or damaged, and made again."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            return np.split(saved["flat"], saved["ends"][:-1])
+    except (FileNotFoundError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None

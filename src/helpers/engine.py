@@ -17,7 +17,7 @@ from torch import nn
 
 from helpers import checkpoints, runtime
 from helpers.distribution import Ranks, whole
-from helpers.optimizers import make_optimizers, wsd
+from helpers.optimizers import KINDS, make_optimizers, wsd
 
 Batch = dict[str, torch.Tensor]
 LossFunction = Callable[[nn.Module, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -59,6 +59,12 @@ class TrainConfig:
                 "lr, lr_adam and clip must be positive and finite, "
                 f"got {self.lr}, {self.lr_adam} and {self.clip}"
             )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie in [0, 2^63), got {self.seed}")
+        if self.optimizer not in KINDS:
+            raise ValueError(f"unknown optimizer {self.optimizer!r}: expected one of {', '.join(KINDS)}")
         if self.warmup < 0 or self.decay < 0 or self.decay > self.steps:
             raise ValueError(
                 f"need 0 <= warmup and 0 <= decay <= steps, got warmup {self.warmup}, decay {self.decay}, "
@@ -138,7 +144,8 @@ class Run:
         newest = (
             self.ranks.agree(lambda: checkpoints.newest_whole(folder, self.fingerprint)) if folder else None
         )
-        if newest and branch_from and newest.name < branch_from.name:
+        began_at = checkpoints.step_of(branch_from) if branch_from else 0
+        if newest and checkpoints.step_of(newest) < began_at:
             newest = None  # a run that began alike got further
         if newest:
             state = self.restore(newest)
@@ -149,7 +156,7 @@ class Run:
         # bits.
         began = state.machine.get("compiled") if newest and self.config.compile is None else None
         if began is None:
-            began = self._compiles(self.config.steps - (int(branch_from.name[5:]) if branch_from else 0))
+            began = self._compiles(self.config.steps - began_at)
         if began and (self.config.compile or runtime.can_compile(self.where)):
             # A part of a batch has its own number of masked positions, a whole batch always the same.
             self.loss_of = torch.compile(self.loss_of, dynamic=None if self.parts > 1 else False)

@@ -70,8 +70,6 @@ class FinetuneConfig:
     lr: float = 2e-3
     lr_adam: float = 1e-3
     weight_decay: float = 0.05
-    windows: int = 2
-    seq_len: int = 128
     pooling: str = "mean"
     frozen: bool = False
     seed: int = 0
@@ -85,10 +83,6 @@ class FinetuneConfig:
             )
         if self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
-        if self.windows < 1 or self.seq_len < 3:
-            raise ValueError(
-                f"windows must be at least 1 and seq_len at least 3, got {self.windows} and {self.seq_len}"
-            )
 
     def steps(self, texts: int) -> int:
         """Optimizer steps for a number of labelled texts."""

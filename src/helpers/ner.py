@@ -139,8 +139,8 @@ def finetune(
 ) -> TrainedTagger:
     """Train a tagger on ``encoder`` (changed in place unless frozen) with the rows of some sentences.
 
-    Of the configuration, ``windows``, ``seq_len`` and ``pooling`` are about whole texts and have no meaning
-    here. Raises ``ValueError`` for rows longer than the encoder's positions, or of another vocabulary.
+    Of the configuration, ``pooling`` is about whole texts and has no meaning here. Raises ``ValueError`` for
+    rows longer than the encoder's positions, or of another vocabulary.
     """
     check_rows(rows.input_ids, encoder)
     model = Tagger(encoder)

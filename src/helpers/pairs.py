@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from helpers import data, runtime
 from helpers import tokenizer as tk
@@ -51,8 +52,10 @@ def neighbours(texts: Sequence[str], count: int, *, seed: int) -> Pairs:
     rng = np.random.default_rng([seed, 5])
     found: list[tuple[str, str]] = []
     for place in rng.permutation(len(texts)):
+        if len(found) == count:
+            break
         parts = sentences(texts[place])
-        if len(parts) > 1 and len(found) < count:
+        if len(parts) > 1:
             at = int(rng.integers(len(parts) - 1))
             found.append((parts[at], parts[at + 1]))
     if len(found) < count:
@@ -65,7 +68,7 @@ def neighbours(texts: Sequence[str], count: int, *, seed: int) -> Pairs:
     return Pairs(tuple(first[i] for i in order), tuple(second[i] for i in order), labels[order])
 
 
-def rows(tokenizer, pairs: Pairs, *, seq_len: int = 64) -> Windows:
+def rows(tokenizer: PreTrainedTokenizerFast, pairs: Pairs, *, seq_len: int = 64) -> Windows:
     """Each pair as one row of ``seq_len`` ids, ``[CLS] A [SEP] B [SEP]`` and padding. When it is too long,
     the longer sentence loses its last tokens first, as in BERT."""
     if seq_len < 5:

@@ -55,6 +55,11 @@ class PretrainConfig:
     compile: bool | None = None
 
     def __post_init__(self) -> None:
+        for name, known in (("arch", models.ARCHITECTURES), ("init", models.INITIALISATIONS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
+        if not 0 < self.mask_rate < 1:
+            raise ValueError(f"mask_rate must lie in (0, 1), got {self.mask_rate}")
         if self.batch < 4:
             raise ValueError(f"batch must hold at least 4 sequences, to exchange segments, got {self.batch}")
         if self.seq_len < 8:
@@ -65,14 +70,11 @@ class PretrainConfig:
             raise ValueError(f"decay_share must lie in [0, 1], got {self.decay_share}")
         if self.warmup_tokens < 0:
             raise ValueError(f"warmup_tokens must not be negative, got {self.warmup_tokens}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must lie in [0, 2^63), got {self.seed}")
         if self.unique_blocks is not None and self.unique_blocks < self.batch:
             raise ValueError(
                 f"unique_blocks asks for {self.unique_blocks} blocks, fewer than one batch of {self.batch}"
             )
+        self.training()  # refuses what the loop cannot use
 
     @property
     def batch_tokens(self) -> int:
@@ -187,10 +189,10 @@ def evaluator(
     that never change.
 
     ``mlm_loss`` (nats a masked token) and its standard error over sequences, ``mlm_accuracy``, ``nsp_loss``,
-    ``nsp_accuracy``.
+    ``nsp_accuracy``. Batches hold up to 64 blocks, and are as equal as possible: in one that holds few, all
+    could be of one document, which leaves no next sentence to doubt.
     """
     held_out = corpus.validation.first(min(blocks, len(corpus.validation)))
-    size = min(64, len(held_out))
     order = torch.randperm(
         len(held_out), generator=runtime.generator(_EVAL_KEY)
     )  # neighbours would be one document
@@ -203,19 +205,19 @@ def evaluator(
             rate=config.mask_rate,
             pairs=pairs,
         )
-        for i, rows in enumerate(order.split(size))
-        if len(rows) == size
+        for i, rows in enumerate(order.tensor_split(math.ceil(len(held_out) / 64)))
     ]
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> dict[str, float]:
         where = next(model.parameters()).device
-        token_losses, owners, hits, next_losses, next_hits = [], [], [], [], []
-        for i, batch in enumerate(fixed):
+        token_losses, owners, hits, next_losses, next_hits, before = [], [], [], [], [], 0
+        for batch in fixed:
             batch = {name: value.to(where) for name, value in batch.items()}
             words, following = forward(model, batch)
             token_losses.append(F.cross_entropy(words.float(), batch["labels"], reduction="none").cpu())
-            owners.append(i * size + batch["positions"].cpu() // config.seq_len)
+            owners.append(before + batch["positions"].cpu() // config.seq_len)
+            before += len(following)
             hits.append((words.argmax(1) == batch["labels"]).cpu())
             next_losses.append(
                 F.cross_entropy(following.float(), batch["next_label"], reduction="none").cpu()

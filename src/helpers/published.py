@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import runtime
+from helpers.data import DataUnavailable
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def find(name: str, *, download: bool = False) -> pd.DataFrame | None:
     N is in parameters, D and U (different ones) in tokens, C in FLOPs, L in nats.
 
     With `download` a table that has an address is fetched when it is nowhere on this machine. Raises
-    ValueError for an unknown name, or for a file with another number of rows or without the columns.
+    ValueError for an unknown name, or for a file with another number of rows or without the columns;
+    DataUnavailable when the download fails or brings another file.
     """
     if name not in SOURCES:
         raise ValueError(f"unknown table {name!r}: expected one of {', '.join(SOURCES)}")
@@ -97,5 +99,11 @@ def _path(source: Source, download: bool) -> Path | None:
         return None
     import pooch
 
-    fetched = pooch.retrieve(source.url, f"sha256:{source.sha256}", fname=kept.name, path=kept.parent)
+    try:
+        fetched = pooch.retrieve(source.url, f"sha256:{source.sha256}", fname=kept.name, path=kept.parent)
+    except (OSError, ValueError) as error:  # those of requests are among the first
+        raise DataUnavailable(
+            f"cannot download {source.url} ({error}): connect to the network, or put {source.path} into the "
+            "folder named by HELPERS_DATA"
+        ) from error
     return Path(fetched)

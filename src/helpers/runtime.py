@@ -1,12 +1,11 @@
-"""Where the code runs: profile, device, precision, seeds, clocks and memory. Nothing here prints."""
+"""Where the code runs: profile, device, precision, random streams, files, clocks. Nothing here prints."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
-import resource
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,16 @@ import torch
 
 PROFILES = ("quick", "colab", "full")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _read_umask() -> int:
+    """It can only be read by setting it, for a moment, for all threads: to the strictest."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()
 
 
 def profile(name: str | None = None) -> str:
@@ -51,9 +60,25 @@ def write_atomically(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-        os.replace(name, path)
+        settle(Path(name), path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def settle(temporary: Path, target: Path) -> None:
+    """Rename a finished temporary file, or folder of files, to ``target``. It gets the mode of what it
+    replaces, else the usual one (temporary files are private), and its content is on the disk before its
+    name: a machine that stops must not leave a file that is there and empty.
+    """
+    folder = temporary.is_dir()
+    for file in temporary.iterdir() if folder else [temporary]:
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    usual = (0o777 if folder else 0o666) & ~_UMASK
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else usual
+    with contextlib.suppress(PermissionError):  # storage that has no modes
+        temporary.chmod(mode)
+    os.replace(temporary, target)
 
 
 def device() -> torch.device:
@@ -133,22 +158,6 @@ def generator(*key: int) -> torch.Generator:
     """
     state = np.random.SeedSequence([int(k) for k in key]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch, for what takes no generator (dropout, initial
-    weights).
-    """
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
-    torch.manual_seed(seed)
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident size of this process so far, in bytes (on a GPU: plus the allocator's peak)."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return host + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
 
 
 @dataclass

@@ -143,7 +143,7 @@ class Electra(nn.Module):
     After Clark et al. 2020 (section 3), with three departures: the two share no embeddings, so that no weight
     between their losses is needed; the generator reads BERT's masks (80/10/10) in place of ``[MASK]`` alone,
     so that both tasks can be trained on the very same batches; and both start pointed at neighbours, as all
-    models of the book (:mod:`helpers.initialization`).
+    models of the book (:mod:`helpers.initialization`), unless ``init`` says otherwise.
     """
 
     def __init__(self, generator: PreTrainedModel, encoder: PreTrainedModel) -> None:
@@ -153,10 +153,20 @@ class Electra(nn.Module):
 
     @classmethod
     def build(
-        cls, generator: models.Size, size: models.Size, *, vocab_size: int, max_positions: int, seed: int = 0
+        cls,
+        generator: models.Size,
+        size: models.Size,
+        *,
+        vocab_size: int,
+        max_positions: int,
+        arch: str = "megatron-bert",
+        init: str = "neighbours",
+        seed: int = 0,
     ) -> Electra:
         """Fresh weights for a generator and a discriminator of the given sizes."""
-        build = partial(models.build, vocab_size=vocab_size, max_positions=max_positions)
+        build = partial(
+            models.build, arch=arch, init=init, vocab_size=vocab_size, max_positions=max_positions
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(build(generator, seed=seed), build(size, seed=seed + 1).bert)
@@ -191,6 +201,8 @@ def pretrain_electra(
         config.size,
         vocab_size=corpus.vocab_size,
         max_positions=config.seq_len,
+        arch=config.arch,
+        init=config.init,
         seed=config.seed,
     )
     batch_of = pretrain.batches(corpus, config)

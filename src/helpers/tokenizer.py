@@ -111,11 +111,20 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedT
     for text in texts:
         digest.update(text.encode() + b"\0")
     path = runtime.cache_dir() / f"wordpiece-{vocab_size}-{digest.hexdigest()[:16]}.json"
-    if not path.exists():
-        tokenizer = _train(texts, vocab_size)
-        with runtime.write_atomically(path) as temporary:
-            temporary.write_text(tokenizer.to_str(), encoding="utf-8")
-    return wrap(Tokenizer.from_file(str(path)))
+    if (kept := _read(path)) is not None:
+        return wrap(kept)
+    text = _train(texts, vocab_size).to_str()
+    with runtime.write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return wrap(Tokenizer.from_str(text))
+
+
+def _read(path: Path) -> Tokenizer | None:
+    """The tokenizer in a file of the cache; ``None`` where it is missing or damaged, and made again."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception:  # the only class that tokenizers raises, whatever is wrong with a file
+        return None
 
 
 def load(folder: str | Path) -> PreTrainedTokenizerFast:

@@ -93,6 +93,10 @@ def train(
     reporting.check_trackers(trackers)
     if trackers and folder is None:
         raise ValueError(f"the trackers {', '.join(trackers)} need a folder to log to")
+    if keep_steps and folder is None:
+        raise ValueError(f"keep_steps {sorted(keep_steps)} need a folder to keep checkpoints in")
+    if outside := sorted(step for step in keep_steps if not 1 <= step <= config.steps):
+        raise ValueError(f"keep_steps must lie in 1 to {config.steps}, the steps of this run, got {outside}")
     ranks = Ranks(shard=shard, trackers=trackers, folder=folder)
     run = Run(model, loss_of, config, (fingerprint or {}) | identity(config), split=split, ranks=ranks)
     start = run.begin(folder, branch_from, batch_of)

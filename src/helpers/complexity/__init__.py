@@ -5,7 +5,6 @@ Chapter 2 derives the formulas. The functions of this package know nothing of tr
 
 from .flops import (
     attention_flops,
-    backward_flops,
     conv_flops,
     dense_flops,
     forward_flops,
@@ -39,7 +38,6 @@ __all__ = [
     "Timing",
     "attention_flops",
     "attention_parameters",
-    "backward_flops",
     "bytes_on_disk",
     "checkpoint_bytes",
     "conv_flops",

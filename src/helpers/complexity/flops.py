@@ -3,15 +3,13 @@
 Conventions: a multiply-add counts 2 FLOPs. Matrix products and convolutions are counted, as
 ``torch.utils.flop_counter`` does; softmax, norms, activations and biases (a few per cent) are not. The
 backward pass multiplies twice for each forward product, once for the gradient of the weights and once for
-that of the inputs. A first layer whose input is data needs only the former. A BERT's first layer needs both:
-its input comes from embeddings, which are trained. Of grouped convolutions torch's counter (2.13) multiplies
-the gradient of the weights by the number of groups; here it is not.
+that of the inputs. A BERT's first layer needs both: its input comes from embeddings, which are trained.
 """
 
 from __future__ import annotations
 
-from .parameters import count_parameters
-from .shapes import MLP, Shape, Transformer, is_transformer
+from .parameters import channels_of_a_group, count_parameters
+from .shapes import MLP, Shape, Transformer, check_transformer, checked_length, is_transformer
 
 # Operations on each parameter, counted from the update rules (weight decay included).
 _ELEMENTWISE = {"none": 0, "sgd": 3, "momentum": 5, "adamw": 15, "muon": 8}
@@ -24,8 +22,12 @@ def dense_flops(rows: int, inputs: int, outputs: int) -> int:
 
 
 def conv_flops(images: int, side: int, inputs: int, outputs: int, kernel: int, *, groups: int = 1) -> int:
-    """A convolution with ``side`` x ``side`` outputs: every weight is used once for each output pixel."""
-    return 2 * images * side * side * kernel * kernel * (inputs // groups) * outputs
+    """A convolution with ``side`` x ``side`` outputs: every weight is used once for each output pixel.
+
+    Raises ``ValueError`` when ``groups`` does not divide the channels.
+    """
+    weights = kernel * kernel * channels_of_a_group(inputs, outputs, groups) * outputs
+    return 2 * images * side * side * weights
 
 
 def attention_flops(sequences: int, seq_len: int, hidden: int) -> int:
@@ -46,10 +48,9 @@ def forward_flops(
     """
     if batch < 1 or not 0 <= predicted <= 1:
         raise ValueError(f"need batch >= 1 and predicted in [0, 1], got {batch} and {predicted}")
+    length = checked_length(shape, seq_len)
     if is_transformer(shape):
-        return _transformer(shape, batch, _length(shape, seq_len), predicted)
-    if seq_len is not None:
-        raise ValueError(f"seq_len is for BERTs, but an {type(shape).__name__} was given with {seq_len}")
+        return _transformer(shape, batch, length, predicted)
     if isinstance(shape, MLP):
         return {f"dense{i}": float(dense_flops(batch, *layer)) for i, layer in enumerate(shape.layers, 1)}
     parts = {
@@ -57,12 +58,6 @@ def forward_flops(
         for i, (c_in, c_out, groups, side) in enumerate(shape.stages, 1)
     }
     return parts | {"classifier": float(dense_flops(batch, shape.features, shape.classes))}
-
-
-def _length(shape: Shape, seq_len: int | None) -> int:
-    if seq_len is None or seq_len < 1:
-        raise ValueError(f"a BERT needs seq_len >= 1, got {seq_len}")
-    return seq_len
 
 
 def _transformer(config: Transformer, batch: int, seq_len: int, predicted: float) -> dict[str, float]:
@@ -83,17 +78,6 @@ def inference_flops(
 ) -> float:
     """Total FLOPs of one forward pass; the arguments are those of :func:`forward_flops`."""
     return sum(forward_flops(shape, batch=batch, seq_len=seq_len, predicted=predicted).values())
-
-
-def backward_flops(
-    shape: Shape, *, batch: int = 1, seq_len: int | None = None, predicted: float = 1.0
-) -> dict[str, float]:
-    """FLOPs of the backward pass, by component: twice the forward pass, but once for a first layer that reads
-    data.
-    """
-    forward = forward_flops(shape, batch=batch, seq_len=seq_len, predicted=predicted)
-    first = "" if is_transformer(shape) else next(iter(forward))
-    return {name: flops if name == first else 2 * flops for name, flops in forward.items()}
 
 
 def update_flops(shape: Shape, *, optimizer: str = "adamw") -> dict[str, float]:
@@ -128,8 +112,10 @@ def training_flops(config: Transformer, *, seq_len: int, tokens: int, mask_rate:
     """FLOPs of forward and backward over ``tokens`` positions of a BERT, by component.
 
     ``attention`` is the part that grows with sequence length (scores and weighted sums); the vocabulary-sized
-    head sees the masked share of positions only. Sum them for the total.
+    head sees the masked share of positions only. Sum them for the total. Raises ``ValueError`` for a shape
+    that is no BERT.
     """
+    check_transformer(config)
     if seq_len < 1 or tokens < 0 or not 0 <= mask_rate <= 1:
         raise ValueError(
             f"need seq_len >= 1, tokens >= 0 and mask_rate in [0, 1], got {seq_len}, {tokens} and {mask_rate}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .flops import encoder_matrices
 from .parameters import attention_parameters, count_parameters, layer_parameters
-from .shapes import MLP, ConvNet, Shape, Transformer, is_transformer
+from .shapes import MLP, ConvNet, Shape, Transformer, checked_length, is_transformer
 
 FLOAT, INDEX = 4, 8  # bytes of a float32 and of an int64
 # Floats that an optimizer keeps for each parameter.
@@ -59,14 +59,12 @@ def memory_bytes(
 
     For a BERT: the loss is taken at the masked share of the positions, attention is ``eager``, which keeps
     its probabilities. ``optimizer`` is as in :func:`helpers.complexity.update_flops`. The batch itself is not
-    included.
+    included. A BERT needs ``seq_len``, another shape takes none.
     """
     if batch < 1 or not 0 <= mask_rate <= 1:
         raise ValueError(f"need batch >= 1 and mask_rate in [0, 1], got {batch} and {mask_rate}")
     if optimizer not in _STATES:
         raise ValueError(f"unknown optimizer {optimizer!r}: expected one of {', '.join(_STATES)}")
-    if is_transformer(shape) and (seq_len is None or seq_len < 1):
-        raise ValueError(f"a BERT needs seq_len >= 1, got {seq_len}")
     weights = FLOAT * sum(count_parameters(shape).values())
     stages = training_stages(shape, batch=batch, seq_len=seq_len, mask_rate=mask_rate)
     states = _states(shape, optimizer)
@@ -100,8 +98,9 @@ def training_stages(
     shape: Shape, *, batch: int, seq_len: int | None = None, mask_rate: float = 0.15
 ) -> list[Stage]:
     """The stages of a network, in the order of the forward pass."""
+    length = checked_length(shape, seq_len)
     if is_transformer(shape):
-        return _transformer(shape, batch, seq_len or 0, mask_rate)
+        return _transformer(shape, batch, length, mask_rate)
     parts = count_parameters(shape)
     if isinstance(shape, MLP):
         widths = shape.widths

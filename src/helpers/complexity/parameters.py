@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .shapes import MLP, Shape, Transformer, is_transformer
+from .shapes import MLP, Shape, Transformer, check_transformer, is_transformer
 
 
 def dense_parameters(inputs: int, outputs: int, *, bias: bool = True) -> int:
@@ -11,8 +11,19 @@ def dense_parameters(inputs: int, outputs: int, *, bias: bool = True) -> int:
 
 
 def conv_parameters(inputs: int, outputs: int, kernel: int, *, groups: int = 1, bias: bool = True) -> int:
-    """A ``kernel`` x ``kernel`` window over the input channels of its group, for each output channel."""
-    return kernel * kernel * (inputs // groups) * outputs + (outputs if bias else 0)
+    """A ``kernel`` x ``kernel`` window over the input channels of its group, for each output channel.
+
+    Raises ``ValueError`` when ``groups`` does not divide the channels.
+    """
+    window = kernel * kernel * channels_of_a_group(inputs, outputs, groups)
+    return window * outputs + (outputs if bias else 0)
+
+
+def channels_of_a_group(inputs: int, outputs: int, groups: int) -> int:
+    """Input channels that each output channel reads; raises ``ValueError`` where groups are not alike."""
+    if groups < 1 or inputs % groups or outputs % groups:
+        raise ValueError(f"groups ({groups}) must divide the {inputs} input and {outputs} output channels")
+    return inputs // groups
 
 
 def attention_parameters(hidden: int) -> int:
@@ -65,6 +76,7 @@ def _transformer(config: Transformer) -> dict[str, int]:
 
 def non_embedding_parameters(config: Transformer) -> int:
     """Parameters of the encoder layers alone: the N of Kaplan et al. 2020, that counts neither embeddings nor
-    heads.
+    heads. Raises ``ValueError`` for a shape that is no BERT.
     """
+    check_transformer(config)
     return count_parameters(config)["encoder"]

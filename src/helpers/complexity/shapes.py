@@ -104,3 +104,22 @@ def is_transformer(shape: Shape) -> TypeIs[Transformer]:
             "a ConvNet; complexity.report measures any module"
         )
     return isinstance(shape, BertConfig | MegatronBertConfig)
+
+
+def check_transformer(shape: Shape) -> None:
+    """Raise ``ValueError`` for a shape that is no BERT, where a count has no meaning for another."""
+    if not is_transformer(shape):
+        raise ValueError(f"expected a BertConfig or a MegatronBertConfig, got an {type(shape).__name__}")
+
+
+def checked_length(shape: Shape, seq_len: int | None) -> int:
+    """``seq_len`` of a BERT, 1 for another shape; raises ``ValueError`` for a BERT without it, and for
+    another shape with it.
+    """
+    if not is_transformer(shape):
+        if seq_len is not None:
+            raise ValueError(f"seq_len is for BERTs, but an {type(shape).__name__} was given with {seq_len}")
+        return 1
+    if seq_len is None or seq_len < 1:
+        raise ValueError(f"a BERT needs seq_len >= 1, got {seq_len}")
+    return seq_len

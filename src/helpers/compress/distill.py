@@ -8,9 +8,10 @@ sees its weights, and a student that shares a weight with it is refused.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,8 @@ def distil(
     ``batch_of(step)`` gives ``input_ids``, and ``labels`` unless ``recipe.hard`` is 0. ``logits_of(model,
     batch)`` (n, C) is asked of both. ``pairs`` are names of modules (student's, teacher's) whose outputs the
     hidden part compares, by default :func:`matched_layers`; where widths differ a projection is trained with
-    the student and then dropped. ``[PAD]`` tokens do not count. The rest is as in ``training.train``.
+    the student and then dropped. ``[PAD]`` tokens do not count. The rest is as in ``training.train``; a
+    run in a ``folder`` goes on only with the same recipe, pairs and teacher.
 
     Raises ``ValueError`` when the two share a weight, differ in classes, or labels are missing.
     """
@@ -176,10 +178,27 @@ def distil(
     judge = None if evaluate is None else (lambda model: evaluate(model.student))
     try:
         return training.train(
-            apprentice, batch_of, loss_of, config, evaluate=judge, folder=folder, progress=progress
+            apprentice,
+            batch_of,
+            loss_of,
+            config,
+            evaluate=judge,
+            folder=folder,
+            fingerprint=None if folder is None else _identity(teacher, recipe, watched),
+            progress=progress,
         )
     finally:
         teacher.train(was_training)
+
+
+def _identity(teacher: nn.Module, recipe: Recipe, pairs: Pairs) -> dict[str, Any]:
+    """What the student learns from, as JSON gives it back; the teacher by the SHA-256 of its state."""
+    digest = hashlib.sha256()
+    for name, tensor in teacher.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    names = [list(pair) for pair in pairs]
+    return {"recipe": asdict(recipe), "pairs": names, "teacher": digest.hexdigest()}
 
 
 class _Apprentice(nn.Module):

@@ -160,8 +160,9 @@ def factorise(
     ranks = {name: chosen for name, chosen in ranks.items() if chosen or energy is None}
     if not ranks:
         raise ValueError(f"no matrix gets smaller at energy {energy}: the ranks that it needs save nothing")
-    _replace(
-        smaller, {name: LowRank.of(layers[name], r, moment=moments.get(name)) for name, r in ranks.items()}
+    storage.replace_modules(
+        smaller,
+        {layers[name]: LowRank.of(layers[name], r, moment=moments.get(name)) for name, r in ranks.items()},
     )
     return storage.record(smaller, "lowrank", {"ranks": ranks})
 
@@ -219,8 +220,8 @@ def _rebuild(model: nn.Module, options: storage.Options) -> nn.Module:
     layers = targets(model)
     if unknown := sorted(options["ranks"].keys() - layers.keys()):
         raise ValueError(f"the model has no layer {unknown[0]} to factorise")
-    _replace(model, {name: LowRank.like(layers[name], rank) for name, rank in options["ranks"].items()})
-    return model
+    ranks = options["ranks"]
+    return storage.replace_modules(model, {layers[n]: LowRank.like(layers[n], r) for n, r in ranks.items()})
 
 
 @storage.rebuilds("merged")
@@ -271,27 +272,17 @@ def _check_plain(model: nn.Module) -> None:
         raise ValueError(f"{next(iter(ranks))} is factorised already: merge the model first")
 
 
-def _replace(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
-    """Put modules at the places of those that have these names now, wherever else these are used."""
-    old = dict(model.named_modules())
-    replacement = {id(old[name]): module for name, module in new.items()}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if id(child) in replacement:
-                parent._modules[name] = replacement[id(child)]
-
-
 @torch.no_grad()
 def _merge(model: nn.Module) -> None:
-    pairs = {name: layer for name, layer in model.named_modules() if isinstance(layer, LowRank)}
+    pairs = [layer for layer in model.modules() if isinstance(layer, LowRank)]
     if not pairs:
         raise ValueError("the model has no factors to merge")
-    merged: dict[str, nn.Module] = {}
-    for name, layer in pairs.items():
+    merged: dict[nn.Module, nn.Module] = {}
+    for layer in pairs:
         linear = nn.Linear(layer.down.in_features, layer.up.out_features, bias=layer.up.bias is not None)
         linear = linear.to(device=layer.up.weight.device, dtype=layer.up.weight.dtype)
         linear.weight.copy_(layer.matrix())
         if layer.up.bias is not None:
             linear.bias.copy_(layer.up.bias)
-        merged[name] = linear.train(layer.training)
-    _replace(model, merged)
+        merged[layer] = linear.train(layer.training)
+    storage.replace_modules(model, merged)

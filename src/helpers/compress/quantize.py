@@ -116,32 +116,28 @@ def quantize(model: nn.Module, *, embeddings: bool = True) -> nn.Module:
     int8 already, carries trainable masks, or has nothing to quantise.
     """
     storage.check_changeable(model)
-    smaller = _replace(storage.copied(model), embeddings)
+    smaller = _in_int8(storage.copied(model), embeddings)
     return storage.record(smaller, "int8", {"embeddings": embeddings}).eval()
 
 
 @storage.rebuilds("int8")
 def _rebuild(model: nn.Module, options: storage.Options) -> nn.Module:
-    return _replace(model, options["embeddings"])
+    return _in_int8(model, options["embeddings"])
 
 
-def _replace(model: nn.Module, embeddings: bool) -> nn.Module:
+def _in_int8(model: nn.Module, embeddings: bool) -> nn.Module:
     kinds: dict[type[nn.Module], Any] = {nn.Linear: Int8Linear}
     if embeddings:
         kinds[nn.Embedding] = Int8Embedding
     tied = _tied_to_tables(model)
-    new: dict[int, nn.Module] = {}
+    new: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if type(module) in kinds and weight is not None and weight.data_ptr() not in tied:
-            new[id(module)] = kinds[type(module)](module)
+            new[module] = kinds[type(module)](module)
     if not new:
         raise ValueError(f"{type(model).__name__} has no layer to quantise")
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children skips a second use
-            if id(child) in new:
-                setattr(parent, name, new[id(child)])
-    return model.requires_grad_(False)
+    return storage.replace_modules(model, new).requires_grad_(False)
 
 
 def _tied_to_tables(model: nn.Module) -> set[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from helpers.complexity import count_stored
 from helpers.compress import storage
 
 # A Megatron-BERT layer keeps the norm before its feed-forward part as `ln`; BERT's are inside `output`.
@@ -58,13 +59,12 @@ def _rebuild(model: nn.Module, options: storage.Options) -> nn.Module:
 
 def stored_parameters(model: nn.Module) -> int:
     """Numbers that the model keeps in memory: each shared parameter counts once."""
-    # Tensors on the meta device have no address.
-    return sum({p.data_ptr() or id(p): p.numel() for p in model.parameters()}.values())
+    return count_stored(model).distinct
 
 
 def used_parameters(model: nn.Module) -> int:
     """Numbers that a forward pass uses: each shared parameter counts as often as it is used."""
-    return sum(p.numel() for _, p in model.named_parameters(remove_duplicate=False))
+    return count_stored(model).named
 
 
 def _parts(layer: nn.Module, what: str) -> list[str]:

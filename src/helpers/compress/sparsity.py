@@ -197,9 +197,15 @@ def attach(model: nn.Module, kind: str = "magnitude") -> nn.Module:
 
 
 def finish(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with its masks made permanent: plain weights with zeros, ready to be saved."""
+    """A copy of ``model`` with its masks made permanent: plain weights with zeros, ready to be saved.
+
+    Raises ``ValueError`` for a model without masks: nothing was pruned that could be recorded.
+    """
     plain = storage.copied(model)
-    for _, layer, _ in _masked_layers(plain):
+    masked = [layer for _, layer, _ in _masked_layers(plain)]
+    if not masked:
+        raise ValueError("the model has no masks to make permanent: attach them first")
+    for layer in masked:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return _noted(plain)
 

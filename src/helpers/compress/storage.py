@@ -1,9 +1,9 @@
 """Compressed models on disk: a JSON description of the structure, and one safetensors file. No pickle.
 
 A folder holds ``compression.json`` (the model's class and configuration, what was done to it in order, and
-the digest of the weights) and ``weights.safetensors``. A tensor that several layers share is written once. A
-tensor with many zeros is written as its non-zero values and one bit an entry that says where they stand: n
-entries of b bytes at density d take n (b d + 1/8) bytes instead of n b.
+the digest of the weights) and ``weights-<digest>.safetensors``. A tensor that several layers share is written
+once. A tensor with many zeros is written as its non-zero values and one bit an entry that says where they
+stand: n entries of b bytes at density d take n (b d + 1/8) bytes instead of n b.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers import (
@@ -45,7 +46,7 @@ CLASSES: dict[str, tuple[Any, Any]] = {
         (MegatronBertConfig, MegatronBertModel),
     )
 }
-DESCRIPTION, WEIGHTS = "compression.json", "weights.safetensors"
+DESCRIPTION = "compression.json"
 _REBUILD: dict[str, Rebuild] = {}
 
 
@@ -134,7 +135,8 @@ def construct(description: dict[str, Any]) -> nn.Module:
 
 
 def save(model: nn.Module, folder: str | Path, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
-    """Write a compressed (or plain) model; returns the folder.
+    """Write a compressed (or plain) model; returns the folder, which holds the one before until this one is
+    whole.
 
     Raises ``ValueError`` for a model that is no BERT, and for one whose masks are still being trained.
     """
@@ -144,17 +146,23 @@ def save(model: nn.Module, folder: str | Path, tokenizer: PreTrainedTokenizerFas
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in distinct_tensors(model).items():
-        tensors |= _pack(name, tensor.detach().cpu())
+        tensors |= pack(name, tensor.detach().cpu())
+    content = serialised(tensors)
+    digest = hashlib.sha256(content).hexdigest()
     description = {
         "model": describe(model),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "compression": history(model),
+        "sha256": digest,
     }
-    with runtime.write_atomically(folder / WEIGHTS) as temporary:
-        save_file(tensors, str(temporary))
-        description["sha256"] = _digest(temporary)
+    # The digest names the file: until the description is replaced, the old one finds its old weights.
+    weights = _weights_path(folder, digest)
+    with runtime.write_atomically(weights) as temporary:
+        temporary.write_bytes(content)
     with runtime.write_atomically(folder / DESCRIPTION) as temporary:
         temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")
+    for old in set(folder.glob("weights*.safetensors")) - {weights}:
+        old.unlink()
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
@@ -168,26 +176,42 @@ def load(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        if _digest(folder / WEIGHTS) != description["sha256"]:
-            raise ValueError(f"{WEIGHTS} does not match its digest")
-        stored = load_file(str(folder / WEIGHTS))
+        description = _described(folder)
+        weights = _weights(folder, description)
+        if _digest(weights) != description["sha256"]:
+            raise ValueError(f"{weights.name} does not match its digest")
+        stored = load_file(str(weights))
         unknown = [step["method"] for step in description["compression"] if step["method"] not in _REBUILD]
         if unknown:
             raise ValueError(f"unknown method {unknown[0]!r}: expected one of {', '.join(sorted(_REBUILD))}")
         model = construct(description["model"]).to(getattr(torch, description["dtype"]))
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        for step in description["compression"]:
+            model = _REBUILD[step["method"]](model, step["options"])
+        _fill(model, stored)
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a whole compressed model: {error}") from error
-    for step in description["compression"]:
-        model = _REBUILD[step["method"]](model, step["options"])
     model.compression = description["compression"]
-    _fill(model, stored)
     return model.eval()
 
 
 def stored_bytes(folder: str | Path) -> int:
     """Bytes of the weights and their description on disk, without a tokenizer."""
-    return sum((Path(folder) / name).stat().st_size for name in (WEIGHTS, DESCRIPTION))
+    folder = Path(folder)
+    weights = _weights(folder, _described(folder))
+    return sum(path.stat().st_size for path in (weights, folder / DESCRIPTION))
+
+
+def pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What :func:`save` writes for a tensor on the CPU: the tensor itself under ``name``, or, where it takes
+    less room, the d n non-zero of its n entries, in order, under ``name|values`` (d n,), and one bit an
+    entry that says where they stand under ``name|places`` (bytes, n / 8 rounded up).
+    """
+    present = tensor != 0
+    packed = int(present.sum()) * tensor.element_size() + (tensor.numel() + 7) // 8
+    if packed >= tensor.numel() * tensor.element_size():
+        return {name: tensor.contiguous()}
+    bits = torch.from_numpy(np.packbits(present.flatten().numpy()))
+    return {f"{name}|values": tensor[present], f"{name}|places": bits}
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -195,19 +219,32 @@ def copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
+def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put new modules at every place where the old ones stand, in place; returns the model."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children skips a second use
+            if child is not None and child in new:
+                parent._modules[name] = new[child]
+    return model
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+
+
+def _weights(folder: Path, description: dict[str, Any]) -> Path:
+    old = folder / "weights.safetensors"  # as version 0.1 wrote it
+    path = _weights_path(folder, description["sha256"])
+    return old if old.is_file() and not path.is_file() else path
+
+
+def _weights_path(folder: Path, digest: str) -> Path:
+    return folder / f"weights-{digest[:12]}.safetensors"
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensor itself, or its non-zero values and their places where that takes less room."""
-    present = tensor != 0
-    packed = int(present.sum()) * tensor.element_size() + (tensor.numel() + 7) // 8
-    if packed >= tensor.numel() * tensor.element_size():
-        return {name: tensor.contiguous()}
-    bits = torch.from_numpy(np.packbits(present.flatten().numpy()))
-    return {f"{name}|values": tensor[present], f"{name}|places": bits}
 
 
 def _unpack(values: torch.Tensor, bits: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -52,30 +52,30 @@ def importance(
 
     If a gate g scaled a unit's output columns W, the loss would change by ``dL/dg = sum(W * dL/dW)`` at
     g = 1; the mean absolute value over batches is the importance (Michel et al. 2019, equation 2, there with
-    single texts in place of batches). Raises ``ValueError`` for a model with trainable masks or in int8.
+    single texts in place of batches). The model's mode is put back, and it is left without gradients.
+
+    Raises ``ValueError`` when there is no batch, and for a model with trainable masks or in int8.
     """
+    if len(batches) == 0:
+        raise ValueError("no batches to measure importance on")
     storage.check_changeable(model)
     layers, was_training = storage.layers_of(model), model.training
     model.eval()
     totals: dict[str, list[torch.Tensor]] = {"heads": [], "neurons": []}
-    for batch in batches:
+    try:
+        for batch in batches:
+            model.zero_grad(set_to_none=True)
+            loss_of(model, batch)[0].backward()
+            for number, layer in enumerate(layers):
+                for store, value in zip(totals.values(), _gate_gradients(layer), strict=True):
+                    share = value.abs() / len(batches)
+                    if number < len(store):
+                        store[number] += share
+                    else:
+                        store.append(share)
+    finally:
         model.zero_grad(set_to_none=True)
-        loss_of(model, batch)[0].backward()
-        for number, layer in enumerate(layers):
-            by_column = [
-                _gate_gradient(layer.attention.output.dense)
-                .view(layer.attention.self.num_attention_heads, -1)
-                .sum(1),
-                _gate_gradient(layer.output.dense),
-            ]
-            for store, value in zip(totals.values(), by_column, strict=True):
-                share = value.abs() / len(batches)
-                if number < len(store):
-                    store[number] += share
-                else:
-                    store.append(share)
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
+        model.train(was_training)
     return totals
 
 
@@ -94,6 +94,12 @@ def _rebuild(model: nn.Module, options: storage.Options) -> nn.Module:
         _keep_heads(layer, list(range(options["heads"][number])))
         _keep_neurons(layer, list(range(options["neurons"][number])))
     return model
+
+
+def _gate_gradients(layer: Any) -> list[torch.Tensor]:
+    """``dL/dg`` of each head (h,) and of each neuron (I,) of an encoder layer."""
+    heads = _gate_gradient(layer.attention.output.dense).view(layer.attention.self.num_attention_heads, -1)
+    return [heads.sum(1), _gate_gradient(layer.output.dense)]
 
 
 def _gate_gradient(layer: nn.Linear | LowRank) -> torch.Tensor:

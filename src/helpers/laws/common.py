@@ -62,6 +62,13 @@ def check_level(level: float) -> float:
     return level
 
 
+def check_count(least: int = 1, /, **numbers: int) -> None:
+    """ValueError if a number of things is no integer, or is below `least`."""
+    for name, value in numbers.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, not {value}")
+
+
 def check_choice(**numbers: float) -> None:
     """ValueError if a tuning number is negative or not a number; infinity is allowed."""
     for name, value in numbers.items():

@@ -94,6 +94,7 @@ def fit_downstream(
     NotIdentifiedWarning when the accuracies do not bend enough to show where they level off, or do not rise.
     """
     x, y = common.positive(loss=loss, accuracy=accuracy)
+    common.check_count(0, n_boot=n_boot)
     if y.max() > 1:
         raise ValueError(f"accuracy must be a fraction of at most 1, not {y.max()}: divide per cent by 100")
     if not 0 <= chance < (1 if top is None else top) <= 1:

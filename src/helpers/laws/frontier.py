@@ -94,6 +94,7 @@ def fit_isoflop(
     """
     compute, size, loss = common.positive(C=C, N=N, L=L)
     common.check_choice(rtol=rtol)
+    common.check_count(0, n_boot=n_boot)
     group = common.group_index(groups, size.size)
     budget = _clusters(np.log(compute), np.log1p(rtol))
     kept: list[tuple[float, Array, Array, Index]] = []  # log C, log N, inverse of the design, points
@@ -162,6 +163,8 @@ def fit_envelope(
     for bad values.
     """
     compute, size, loss = common.positive(C=C, N=N, L=L)
+    common.check_count(0, n_boot=n_boot)
+    common.check_count(2, n_budgets=n_budgets)
     run = common.group_index(size if runs is None else runs, size.size)
     grid = np.geomspace(compute.min(), compute.max(), n_budgets)
     curves = np.stack([read(compute[run == r], loss[run == r], grid) for r in range(int(run.max()) + 1)])

@@ -98,6 +98,7 @@ def fit_kaplan(
     than 4; warns NotIdentifiedWarning when the data do not fix a parameter.
     """
     sizes, tokens, losses = common.positive(N=N, D=D, L=L)
+    common.check_count(0, n_boot=n_boot)
     common.enough(
         len(set(zip(sizes, tokens, strict=True))), 4, "Kaplan's joint law, counting different (N, D),"
     )

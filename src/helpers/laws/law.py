@@ -53,6 +53,7 @@ class Law:
     def optimal(self, C: ArrayLike, flops_per_param_token: float = 6) -> Optimum:
         """The N and D of lowest loss with flops_per_param_token * N * D = C (Hoffmann et al. 2022, eq. 4)."""
         (budget,) = common.positive(C=C)
+        common.check_choice(flops_per_param_token=flops_per_param_token)
         N, D = best_split(self.row, budget, flops_per_param_token)
         shaped = [np.reshape(v, np.shape(C)) for v in (budget, N, D, self.predict(N, D))]
         return Optimum(*shaped)

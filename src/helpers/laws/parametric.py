@@ -25,13 +25,14 @@ NAMES = ("E", "A", "alpha", "B", "beta")
 
 
 class Profile(NamedTuple):
-    """Profile likelihood of E: a grid of E, and the deviance (G,) of the best fit with that E held.
+    """Profile likelihood of one parameter: a grid of its `values` (G,), and the deviance (G,) of the best fit
+    with each held.
 
-    Deviance is twice the loss of log likelihood; `interval` holds the E whose deviance is below the
+    Deviance is twice the loss of log likelihood; `interval` holds the values whose deviance is below the
     chi-squared bound.
     """
 
-    E: Array
+    values: Array
     deviance: Array
     interval: tuple[float, float]
     threshold: float
@@ -80,6 +81,7 @@ class ParametricFit(Law):
         draws = common.need_draws(self.draws)
         common.check_level(level)
         (budget,) = common.positive(C=C)
+        common.check_choice(flops_per_param_token=flops_per_param_token)
         rows = draws.T[:, :, None]  # (5, n_boot, 1)
         N, D = best_split(rows, budget, flops_per_param_token)
         ends = [(1 - level) / 2, (1 + level) / 2]
@@ -93,7 +95,7 @@ class ParametricFit(Law):
         """Profile likelihood of E: for each E held fixed the other four parameters are fitted again.
 
         Residuals are taken as independent. Points that share a run share their noise, so the interval is then
-        too narrow.
+        too narrow. Raises ValueError when the grid misses the interval.
         """
         common.check_level(level)
         grid = self._floors(E)
@@ -153,6 +155,7 @@ def fit_parametric(
     """
     sizes, tokens, losses = common.positive(N=N, D=D, L=L)
     common.check_choice(delta=delta)
+    common.check_count(0, n_boot=n_boot)
     common.enough(
         len(set(zip(sizes, tokens, strict=True))),
         5,
@@ -199,10 +202,16 @@ def _explain(lost: list[str], row: Array) -> str:
 
 
 def profile_interval(grid: Array, deviance: Array, bound: float, best: float) -> tuple[float, float]:
-    """Ends of the stretch of the grid around `best` with deviance at most `bound`, interpolated linearly."""
+    """Ends of the stretch of the grid around `best` with deviance at most `bound`, interpolated linearly.
+
+    ValueError if no value of the grid is so good.
+    """
     inside = deviance <= bound
     if not inside.any():
-        return best, best
+        raise ValueError(
+            f"no value of the grid has a deviance below {bound:.3g}, so the interval has no ends: the grid "
+            f"is too coarse, or misses the estimate {best:.4g}"
+        )
     start = int(np.flatnonzero(inside)[np.argmin(np.abs(grid[inside] - best))])
     low = high = start
     while low > 0 and inside[low - 1]:

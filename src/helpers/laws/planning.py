@@ -73,6 +73,8 @@ class Hardware:
 
     def bill(self, flops: float) -> Bill:
         """Hours, energy, carbon and money of a number of FLOPs."""
+        if not 0 <= flops < float("inf"):
+            raise ValueError(f"flops must be finite and not negative, but is {flops}")
         hours = float(flops) / self.speed / 3600
         kwh = hours * self.devices * self.watts / 1000 * self.overhead
         return Bill(hours, kwh, kwh * self.carbon, hours * self.devices * self.price)
@@ -95,7 +97,7 @@ class Plan:
     epochs: float
     draws: Array | None = field(repr=False)
     outside: tuple[str, ...]
-    problem: Problem = field(repr=False)
+    question: Question = field(repr=False)
 
     def predict(self, N: ArrayLike) -> Array:
         """Loss (nats) if you take N parameters instead and spend what is left of the budget on tokens.
@@ -103,8 +105,8 @@ class Plan:
         NaN where the budget cannot even serve such a model. For a plan to a given loss it is that loss.
         """
         size = np.asarray(N, float)
-        tokens, _ = self.problem.solve(self.problem.row, size)
-        value = self.problem.loss(self.problem.row, size, tokens)
+        tokens, _ = self.question.solve(self.question.row, size)
+        value = self.question.loss(self.question.row, size, tokens)
         return np.where(np.isfinite(tokens) & (tokens > 0), value, np.nan)
 
     def interval(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
@@ -116,7 +118,7 @@ class Plan:
     def within(self, nats: float) -> tuple[float, float]:
         """Smallest and largest N whose predicted loss is at most `nats` above the plan's."""
         common.check_choice(nats=nats)
-        if self.problem.target is not None:
+        if self.question.target is not None:
             raise ValueError(
                 "a plan to a given loss has the same loss at every size: compare its FLOPs instead"
             )
@@ -138,7 +140,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Question:
     """One question; rows are (E, A, alpha, B, beta, R_D, R_N), with R_D = 0 where text is never repeated."""
 
     row: Array
@@ -197,9 +199,14 @@ def allocate(
     `Plan.interval` holds the uncertainty of the law (and of `repeats`, if that has draws). For a deadline
     pass `Hardware.flops(hours)`.
 
-    Raises ValueError for numbers that are not positive, both or none of compute and loss, or a loss that no
-    model reaches; warns NotIdentifiedWarning when the plan lies outside the runs that were fitted.
+    Raises TypeError for a fit of another law, ValueError for numbers that are not positive, both or none of
+    compute and loss, or a loss that no model reaches; warns NotIdentifiedWarning when the plan lies outside
+    the runs that were fitted.
     """
+    if not isinstance(fit, Law):
+        raise TypeError(
+            f"a plan needs L = E + A/N^alpha + B/D^beta, a Law or a ParametricFit, not a {type(fit).__name__}"
+        )
     if (compute is None) == (loss is None):
         raise ValueError(f"give compute or loss, one of them: compute is {compute}, loss is {loss}")
     goal = {"compute": compute} if loss is None else {"loss": loss}
@@ -209,8 +216,8 @@ def allocate(
         raise ValueError(f"inference_tokens must be finite and not negative, but is {inference_tokens}")
     decay = _decay(repeats)
     row = np.concatenate([fit.row, decay])
-    problem = Problem(row, compute, loss, inference_tokens, unique_tokens, flops_per_param_token)
-    best = _search(problem, row[:, None, None])[0]
+    question = Question(row, compute, loss, inference_tokens, unique_tokens, flops_per_param_token)
+    best = _search(question, row[:, None, None])[0]
     if not np.isfinite(best).all():
         raise ValueError(
             f"no model reaches the loss {loss:.4g}"
@@ -218,24 +225,24 @@ def allocate(
             else f"nothing fits {compute:.4g} FLOPs"
         )
     N, D, L = (float(v) for v in best)
-    draws = _draw(fit, repeats, decay, problem)
+    draws = _draw(fit, repeats, decay, question)
     outside = _outside(fit, N, D)
     if outside:
         warnings.warn(f"an extrapolation: {'; '.join(outside)}", NotIdentifiedWarning, stacklevel=2)
     served = SERVE * N * inference_tokens
     spent = flops_per_param_token * N * D
     epochs = max(1.0, D / unique_tokens)
-    return Plan(N, D, L, spent, served, epochs, draws, outside, problem)
+    return Plan(N, D, L, spent, served, epochs, draws, outside, question)
 
 
-def _search(problem: Problem, rows: Array) -> Array:
+def _search(question: Question, rows: Array) -> Array:
     """Best (N, D, L), (R, 3), of each of the rows (7, R, 1), NaN where there is none; on ever finer grids."""
     count = rows.shape[1]
     centre, width = np.full((count, 1), 1.0), _SIZES
     for _ in range(7):
         sizes = centre * width  # (R, sizes)
-        tokens, total = problem.solve(rows, sizes)
-        value = total if problem.target is not None else problem.loss(rows, sizes, tokens)
+        tokens, total = question.solve(rows, sizes)
+        value = total if question.target is not None else question.loss(rows, sizes, tokens)
         value = np.where(np.isfinite(value) & (tokens > 0), value, np.inf)
         # The loss of capped text is flat in D: of equal losses the cheapest, hence the smallest size, wins.
         pick = value.argmin(axis=1)
@@ -243,7 +250,7 @@ def _search(problem: Problem, rows: Array) -> Array:
         step = width[1] / width[0]
         centre = sizes[take][:, None]
         width = np.geomspace(1 / step, step, 21)
-    found = np.stack([sizes[take], tokens[take], problem.loss(rows, sizes, tokens)[take]], axis=1)
+    found = np.stack([sizes[take], tokens[take], question.loss(rows, sizes, tokens)[take]], axis=1)
     found[~np.isfinite(value[take])] = np.nan
     return found
 
@@ -258,7 +265,7 @@ def _decay(repeats: DataConstrainedFit | tuple[float, float] | None) -> Array:
 
 
 def _draw(
-    fit: Law, repeats: DataConstrainedFit | tuple[float, float] | None, decay: Array, problem: Problem
+    fit: Law, repeats: DataConstrainedFit | tuple[float, float] | None, decay: Array, question: Question
 ) -> Array | None:
     """One plan for each bootstrap row of the fit, (n_boot, 3); None without a bootstrap."""
     draws = getattr(fit, "draws", None)
@@ -267,7 +274,7 @@ def _draw(
     extra = np.tile(decay, (len(draws), 1))
     if isinstance(repeats, DataConstrainedFit) and repeats.draws is not None:
         extra = np.resize(repeats.draws, (len(draws), 2))  # independent fits: pair their draws one to one
-    plans = _search(problem, np.concatenate([draws, extra], axis=1).T[:, :, None])
+    plans = _search(question, np.concatenate([draws, extra], axis=1).T[:, :, None])
     reached = np.isfinite(plans).all(axis=1)
     if not reached.all():
         message = f"{(~reached).sum()} of {len(plans)} resamples say that it cannot be reached; left out"

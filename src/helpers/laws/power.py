@@ -91,6 +91,7 @@ def fit_power(
     """
     size, value = common.positive(x=x, y=y)
     common.check_choice(delta=delta)
+    common.check_count(0, n_boot=n_boot)
     needed = 2 + int(with_floor)
     common.enough(len(np.unique(size)), needed, "the power law, counting different x,")
     group = common.group_index(groups, size.size)

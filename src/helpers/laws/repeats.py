@@ -81,7 +81,10 @@ class DataConstrainedFit:
         return common.prediction_interval(values, self.residuals if noise else None, 2, level, seed)
 
     def profile(self, name: str = "R_D", values: ArrayLike | None = None, level: float = 0.95) -> Profile:
-        """Profile likelihood of R_D (or R_N): the other is fitted again for each value held fixed."""
+        """Profile likelihood of R_D (or R_N): the other is fitted again for each value held fixed.
+
+        Raises ValueError when the grid misses the interval.
+        """
         common.check_level(level)
         if name not in ("R_D", "R_N"):
             raise ValueError(f"name must be R_D or R_N, not {name!r}")
@@ -142,6 +145,7 @@ def fit_data_constrained(
     """
     sizes, unique, tokens, losses = common.positive(N=N, U=U, D=D, L=L)
     common.check_choice(delta=delta)
+    common.check_count(0, n_boot=n_boot)
     held = (hold_D, hold_N)
     common.check_choice(**{k: v for k, v in zip(("hold_D", "hold_N"), held, strict=True) if v is not None})
     if (bad := np.flatnonzero(unique > tokens * (1 + 1e-9))).size:

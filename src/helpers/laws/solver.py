@@ -96,11 +96,6 @@ def _solve_chunk(
     return best, value
 
 
-def objective(problem: Problem, theta: Array, weight: Array) -> Array:
-    """Sum of weighted Huber losses, (R,)."""
-    return _evaluate(problem, theta, weight, np.full(len(theta), problem.delta))[0]
-
-
 def _grid_starts(problem: Problem, weight: Array, keep: int, pin: Array | None) -> list[Array]:
     """`keep` starts (R, P), good to poor: each row's exponent pairs by least squares on relative errors."""
     terms = len(problem.x)

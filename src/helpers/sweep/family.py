@@ -15,7 +15,7 @@ import torch
 
 from helpers import checkpoints, data, pretrain, runtime
 from helpers.pretrain import Corpus, PretrainConfig
-from helpers.sweep.rows import checkpoints_until, row, run_id, step_of, trunk_folder, trunk_of
+from helpers.sweep.rows import checkpoints_until, read_row, row, run_id, trunk_folder, trunk_of
 
 try:
     import fcntl
@@ -71,7 +71,8 @@ def run_family(
     begin alike, since they share a trunk.
     """
     ids = [run_id(config, corpus.digest) for config in family]
-    if not all((folder / name / "row.json").exists() for name in ids):
+    rows = {name: read_row(folder / name) for name in ids}
+    if None in rows.values():
         trunks = trunk_folder(folder, family[0], corpus.digest)
         how: dict[str, Any] = {
             "log_every": 50,
@@ -79,16 +80,12 @@ def run_family(
             "checkpoint_seconds": checkpoint_seconds,
         }
         with alone(trunks):
-            missing = {
-                name: config
-                for name, config in zip(ids, family, strict=True)
-                if not (folder / name / "row.json").exists()
-            }
+            rows = {name: read_row(folder / name) for name in ids}  # another process may have been faster
+            missing = {name: config for name, config in zip(ids, family, strict=True) if not rows[name]}
             if missing:
                 _grow_trunk(*trunk_of(list(missing.values())), corpus, trunks, how)
-            for name, config in missing.items():
-                _run(config, corpus, folder / name, trunks, how)
-    return [json.loads((folder / name / "row.json").read_text()) for name in ids]
+            rows |= {name: _run(c, corpus, folder / name, trunks, how) for name, c in missing.items()}
+    return [made for name in ids if (made := rows[name])]
 
 
 def _grow_trunk(
@@ -99,7 +96,7 @@ def _grow_trunk(
     """
     for step in sorted(branches - {0}):
         begin = _latest(trunks, step)
-        if begin is None or step_of(begin) < step:
+        if begin is None or checkpoints.step_of(begin) < step:
             stretch = replace(trunk, tokens=step * trunk.batch_tokens)
             home = trunks / f"trunk-{step:08d}"
             pretrain.pretrain(corpus, stretch, folder=home, branch_from=begin, evaluate=False, **how)
@@ -117,16 +114,22 @@ def _latest(trunks: Path, step: int) -> Path | None:
     return None
 
 
-def _run(config: PretrainConfig, corpus: Corpus, folder: Path, trunks: Path, how: dict[str, Any]) -> None:
-    """Train one run from where it leaves its trunk. Who else has this run has its trunk too, and waits."""
+def _run(
+    config: PretrainConfig, corpus: Corpus, folder: Path, trunks: Path, how: dict[str, Any]
+) -> dict[str, Any]:
+    """Train one run from where it leaves its trunk, and return its row. Who else has this run has its trunk
+    too, and waits.
+    """
     start = _latest(trunks, config.steps - config.decay_steps)
     result = pretrain.pretrain(corpus, config, folder=folder, branch_from=start, **how)
     result.save(folder / "model", corpus.tokenizer)
     with runtime.write_atomically(folder / "log.csv") as temporary:
         result.history.log.to_csv(temporary, index=False)
-    # Last: its presence means that the run is done.
+    # Last: with its row the run is done.
+    made = row(result, corpus)
     with runtime.write_atomically(folder / "row.json") as temporary:
-        temporary.write_text(json.dumps(row(result, corpus)))
+        temporary.write_text(json.dumps(made))
+    return made
 
 
 @contextlib.contextmanager

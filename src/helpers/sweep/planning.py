@@ -32,7 +32,7 @@ def plan(study: Study, speeds: Mapping[models.Size, float] | None = None) -> pd.
         row |= axes_of(study, config) | {
             "runs": len(family),
             "tokens": tokens_of(family),
-            "flops": flops_of(family),
+            "flops": flops_of(study, family),
         }
         if speeds is not None:
             evaluated = len(family) * _EVAL_BLOCKS * config.seq_len * _FORWARD_SHARE
@@ -53,10 +53,10 @@ def tokens_of(family: Family) -> int:
     return trunk.tokens + sum(config.decay_steps * config.batch_tokens for config in family)
 
 
-def flops_of(family: Family) -> float:
-    """FLOPs of the training of a family."""
+def flops_of(study: Study, family: Family) -> float:
+    """FLOPs of the training of a family of the study, its trunk counted once."""
     config = family[0]
-    shape = models.make_config(config.size, arch=config.arch)
+    shape = models.make_config(config.size, arch=config.arch, vocab_size=study.text.vocab_size)
     counts = complexity.training_flops(
         shape, seq_len=config.seq_len, tokens=tokens_of(family), mask_rate=config.mask_rate
     )

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from helpers import complexity, pretrain, runtime
+from helpers import checkpoints, complexity, pretrain, runtime
 from helpers.pretrain import Corpus, PretrainConfig
 from helpers.sweep.study import Study
 
@@ -106,15 +106,24 @@ def row(result: pretrain.Pretrained, corpus: Corpus) -> dict[str, Any]:
     }
 
 
+def read_row(folder: Path) -> dict[str, Any] | None:
+    """The row of the run in a folder, or ``None`` while it is not done. A row that cannot be read, as one
+    that was cut short, counts as missing: the run then goes on from its last checkpoint.
+    """
+    try:
+        row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return row if isinstance(row, dict) and "run_id" in row else None
+
+
 def collect(study: Study, corpus_digest: str, folder: Path) -> pd.DataFrame:
     """The rows of a study that are done, in the order of the study. What follows from a row and a setting is
     made anew: the trunk, and whether the run is past the plateau.
     """
     rows = []
     for config in study.configs():
-        path = folder / run_id(config, corpus_digest) / "row.json"
-        if path.exists():
-            row = json.loads(path.read_text())
+        if row := read_row(folder / run_id(config, corpus_digest)):
             row |= {"trunk": stable_id(config, corpus_digest), "past_plateau": is_past_plateau(row)}
             rows.append(row)
     return pd.DataFrame(rows)
@@ -163,15 +172,11 @@ def is_past_plateau(row: dict[str, Any]) -> bool:
 
 def checkpoints_until(trunks: Path, step: int) -> list[Path]:
     """Checkpoints of the trunks in a folder, at ``step`` at the latest, newest first."""
-    found = [path for path in trunks.glob("trunk-*/step-*") if step_of(path) <= step]
-    return sorted(found, key=step_of, reverse=True)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint is named by."""
-    return int(checkpoint.name[5:])
+    every = [path for home in trunks.glob("trunk-*") for path in checkpoints.available(home)]
+    found = [path for path in every if checkpoints.step_of(path) <= step]
+    return sorted(found, key=checkpoints.step_of, reverse=True)
 
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint in a run's folder; 0 where there is none."""
-    return max(map(step_of, folder.glob("step-*")), default=0)
+    return max(map(checkpoints.step_of, checkpoints.available(folder)), default=0)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from helpers import complexity, models, runtime
+from helpers import runtime
 from helpers.pretrain import Corpus
 from helpers.sweep.engines import Engine, Local
 from helpers.sweep.family import Failure, Task
-from helpers.sweep.rows import collect, newest_step, run_id, trunk_folder
+from helpers.sweep.planning import flops_of
+from helpers.sweep.rows import collect, newest_step, read_row, run_id, trunk_folder
 from helpers.sweep.study import Family, Study
 
 ENGINES = ("local", "ray")
@@ -36,7 +36,7 @@ class _Job:
 
     def progress(self) -> int:
         """A number that grows with every checkpoint and every finished run."""
-        rows = sum((folder / "row.json").exists() for folder in self.folders)
+        rows = sum(read_row(folder) is not None for folder in self.folders)
         return rows + sum(map(newest_step, [*self.folders, *self.trunks.glob("trunk-*")]))
 
 
@@ -81,17 +81,17 @@ def run(
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     waiting = deque(_jobs(study, digest, folder))
     engine = engine or Local(workers)
-    running: dict[str, _Job] = {}
+    running: dict[Hashable, _Job] = {}  # by their trunks: two rates may be written alike
     given_up: list[str] = []
     try:
         while waiting or running:
             while waiting and engine.free():
                 job = waiting.popleft()
-                running[job.name] = job
+                running[job.trunks.name] = job
                 job.reached = max(job.reached, job.progress())
-                engine.start(job.name, Task(job.family, folder, load, threads, checkpoint_seconds))
-            for name, failure in engine.wait(1.0):
-                job = running.pop(str(name))
+                engine.start(job.trunks.name, Task(job.family, folder, load, threads, checkpoint_seconds))
+            for key, failure in engine.wait(1.0):
+                job = running.pop(key)
                 if failure is None:
                     (job.folders[-1] / _FAILURE).unlink(missing_ok=True)
                     show(f"{job.name} done: {_losses(job)}")
@@ -112,18 +112,11 @@ def _jobs(study: Study, digest: str, folder: Path) -> list[_Job]:
     jobs = []
     for family in study.families():
         names = [run_id(config, digest) for config in family]
-        if all((folder / name / "row.json").exists() for name in names):
+        if all(read_row(folder / name) for name in names):
             continue
         trunks = trunk_folder(folder, family[0], digest)
         jobs.append(_Job(study.name_of(family), family, [folder / name for name in names], trunks))
-    return sorted(jobs, key=lambda job: cost(job.family), reverse=True)
-
-
-def cost(family: Sequence) -> float:
-    """FLOPs of a family, near enough to sort by."""
-    config = family[0]
-    shape = models.make_config(config.size, arch=config.arch)
-    return complexity.non_embedding_parameters(shape) * max(c.tokens for c in family)
+    return sorted(jobs, key=lambda job: flops_of(study, job.family), reverse=True)
 
 
 def _again(job: _Job, failure: Failure, retries: int, show: Callable[[str], None]) -> bool:
@@ -144,8 +137,4 @@ def _again(job: _Job, failure: Failure, retries: int, show: Callable[[str], None
 
 def _losses(job: _Job) -> list[float]:
     """Of the rows that can be seen: storage between machines may show a new file some seconds late."""
-    losses = []
-    for folder in job.folders:
-        with contextlib.suppress(FileNotFoundError):
-            losses.append(round(json.loads((folder / "row.json").read_text())["mlm_loss"], 3))
-    return losses
+    return [round(row["mlm_loss"], 3) for row in map(read_row, job.folders) if row]

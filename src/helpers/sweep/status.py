@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from helpers import checkpoints
 from helpers.sweep.family import at_work
 from helpers.sweep.planning import axes_of, flops_of, tokens_of
-from helpers.sweep.rows import checkpoints_until, newest_step, run_id, step_of, trunk_folder, trunk_of
+from helpers.sweep.rows import checkpoints_until, newest_step, read_row, run_id, trunk_folder, trunk_of
 from helpers.sweep.study import Family, Study
 
 
@@ -37,12 +38,13 @@ def _look(study: Study, family: Family, digest: str, folder: Path) -> dict[str, 
     trunks = trunk_folder(folder, trunk, digest)
     newest = next(iter(checkpoints_until(trunks, trunk.steps)), None)
     folders = [folder / run_id(config, digest) for config in family]
-    rows = [json.loads(p.read_text()) for p in (f / "row.json" for f in folders) if p.exists()]
+    read = [read_row(place) for place in folders]
+    rows = [row for row in read if row]
     seconds, tokens = (rows[-1]["seconds"], rows[-1]["tokens"]) if rows else _timed(newest, trunk)
-    steps, total = step_of(newest) if newest else 0, trunk.steps
-    for config, place in zip(family, folders, strict=True):
+    steps, total = checkpoints.step_of(newest) if newest else 0, trunk.steps
+    for config, place, row in zip(family, folders, read, strict=True):
         stable = config.steps - config.decay_steps
-        whole = config.decay_steps if (place / "row.json").exists() else 0
+        whole = config.decay_steps if row else 0
         steps, total = steps + max(whole, newest_step(place) - stable, 0), total + config.decay_steps
     done = len(rows) == len(family)
     state, note = ("done", "") if done else _state(trunks, folders[-1])
@@ -55,7 +57,7 @@ def _look(study: Study, family: Family, digest: str, folder: Path) -> dict[str, 
         "share": 1.0 if done else steps / total,
         "state": state,
         "tokens": tokens_of(family),
-        "flops": flops_of(family),
+        "flops": flops_of(study, family),
         "tokens_per_second": tokens / seconds if seconds else float("nan"),
         "note": note,
     }
