@@ -15,7 +15,11 @@ def test_cost_and_quality_draws_and_names_every_model():
     )
     ax = compression.cost_and_quality(table, x="N", y="loss", title="T", xlabel="parameters", ylabel="nats")
     dots = [line for line in ax.lines if line.get_marker() == "o"]
-    assert [tuple(point) for line in dots for point in line.get_xydata()] == [(1e5, 5.0), (1e5, 5.2), (9e5, 4.0)]
+    assert [tuple(point) for line in dots for point in line.get_xydata()] == [
+        (1e5, 5.0),
+        (1e5, 5.2),
+        (9e5, 4.0),
+    ]
     assert set(texts(ax)) == {"a", "b", "c"} and ax.get_xscale() == "log"
     assert list(ax.get_xticks()) == [1e5, 9e5] and len(dots) == 1 and ax.get_legend() is None
     table["kind"] = ["few", "many", "few"]

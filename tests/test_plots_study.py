@@ -26,7 +26,7 @@ def test_tuning_rings_the_best_rate_of_each_size():
 def test_isoflop_averages_seeds_and_leaves_lonely_sizes_out():
     ax = study.isoflop([1, 1, 1, 1, 2], [10, 10, 20, 30, 10], [5, 6, 4, 7, 3], title="T")
     assert ax.lines[0].get_xydata().tolist() == [[10, 5.5], [20, 4], [30, 7]]
-    assert rings(ax) == [(20, 4)] and texts(ax) == ["1.0e+00"]
+    assert rings(ax) == [(20, 4)] and texts(ax) == ["1.0e+00 FLOPs"]
 
 
 def test_live_runs_stand_on_a_band_of_the_shipped_curve():
