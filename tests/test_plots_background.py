@@ -10,7 +10,7 @@ from helpers.plots import background
 def test_attention_map_names_both_axes_and_wants_a_word_each():
     ax = background.attention_map(np.eye(3), ["a", "b", "c"], title="t")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
-    assert "looked at" in ax.get_xlabel() and ax.images[0].get_array().tolist() == np.eye(3).tolist()
+    assert "looked at" in ax.get_xlabel() and ax.collections[0].get_array().tolist() == np.eye(3).tolist()
     with pytest.raises(ValueError, match=r"2 words need weights \(2, 2\), got \(3, 3\)"):
         background.attention_map(np.eye(3), ["a", "b"], title="t")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike
@@ -18,10 +19,12 @@ def attention_map(weights: ArrayLike, words: Sequence[str], *, title: str, ax: A
     ax, grid = new_axes(ax), np.asarray(weights, float)
     if grid.shape != (len(words), len(words)):
         raise ValueError(f"{len(words)} words need weights ({len(words)}, {len(words)}), got {grid.shape}")
-    ax.imshow(grid, cmap="Blues", vmin=0, vmax=1)
-    ax.set_xticks(range(len(words)), words, rotation=60, ha="right")
-    ax.set_yticks(range(len(words)), words)
-    ax.grid(visible=False)
+    seaborn.heatmap(
+        grid, cmap="Blues", vmin=0, vmax=1, square=True, ax=ax,
+        xticklabels=list(words), yticklabels=list(words), cbar_kws={"label": "weight", "shrink": 0.8},
+    )  # fmt: skip
+    ax.tick_params("x", rotation=60)
+    ax.tick_params("y", rotation=0)
     ax.set(title=title, xlabel="word that is looked at", ylabel="word that looks")
     return ax
 
