@@ -163,6 +163,17 @@ def test_figures_are_drawn_without_ipython(monkeypatch):
     plt.close("all")
 
 
+def test_points_keep_their_colours_on_the_page():
+    ax = plots.new_axes()
+    for i, colour in enumerate(canvas.COLOURS):
+        ax.plot(i, i, "o", color=colour)
+    with Image.open(io.BytesIO(canvas.png(ax.figure))) as image:
+        drawn = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+    for colour in canvas.COLOURS:
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        assert np.abs(drawn - wanted).max(axis=1).min() <= 8, colour
+
+
 def test_labels_are_dark_enough_to_read():
     assert canvas.darker(canvas.BLACK) == (0, 0, 0)
     red, green, blue = canvas.darker(canvas.YELLOW)
