@@ -134,7 +134,8 @@ def keep_cluster(orders: int, answers: int) -> None:
 
     small = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=small)
-    node = cluster.add_node(**small)
+    # An address of its own, so that drivers, which are on the first machine, can be told from it.
+    node = cluster.add_node(node_ip_address="127.0.0.2", **small)
     os.write(answers, f"{cluster.address}\n".encode())
     for order in lines(orders):
         if order == "kill":
@@ -184,8 +185,12 @@ def on_ray(folder: Path) -> dict:
         return True
 
     def make() -> sweep.Engine:
+        import ray
+
         from helpers.sweep.cluster import Ray
 
+        # Of several nodes on one machine Ray gives a driver any, also one that has just died.
+        ray.init = partial(ray.init, _node_ip_address=address.partition(":")[0])
         return Ray(address)
 
     try:
