@@ -105,7 +105,10 @@ def train(
     rows, seconds = list(start.rows), start.seconds
     losses: list[dict[str, float]] = []  # of the steps since the last row
     tokens, last_save = 0, time.monotonic()
-    with reporting.Progress(config.steps, start.step, progress and ranks.main) as bar:
+    with (
+        reporting.Progress(config.steps, start.step, progress and ranks.main) as bar,
+        runtime.memory_kept(),
+    ):
         for step in range(start.step, config.steps):
             with runtime.timer() as clock:
                 batch = batch_of(step)
