@@ -274,7 +274,8 @@ def test_every_study_tells_how_it_is_run(path, monkeypatch, capsys):
 
 
 TABLES = {
-    "ladder": ("ladder", "seeds", "seeds_small", "seeds_wide"),
+    "ladder": ("ladder", "seeds", "seeds_wide"),
+    "precision": ("ladder", "seeds", "seeds_wide"),
     "again": ("ladder",),
     "heldout": ("heldout", "heldout_long", "heldout_small"),
     "tuning": ("tuning", "tuning_long"),
@@ -303,3 +304,11 @@ def test_what_is_held_out_stands_in_no_table_that_is_fitted():
     assert held and not held & ladder
     again = set(pd.read_csv(RESULTS / "again.csv")["run_id"])
     assert len(again) >= 3 and again <= ladder
+
+
+def test_rows_in_bf16_have_twins_in_fp32():
+    """Else chapter 9 compares an arithmetic with itself."""
+    coarse, ladder = (pd.read_csv(RESULTS / f"{name}.csv") for name in ("precision", "ladder"))
+    twins = ladder.set_index("run_id").loc[coarse["run_id"]]
+    assert set(coarse["precision"]) == {"bf16"} and set(twins["precision"]) == {"fp32"}
+    assert len(coarse) >= 12 and coarse["trunk"].nunique() >= 4

@@ -5,7 +5,7 @@
     python -m benchmarks.shared.tabulate --store              writes the stored rows to the README again
 
 Rows are stored in book/results/benchmarks.csv, each in the place of the one with the same benchmark, size,
-recipe and model; benchmarks/README.md shows them all.
+recipe, model and precision; benchmarks/README.md shows them all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "book" / "results" / "benchmarks.csv"
 PAGE = ROOT / "benchmarks" / "README.md"
 BEGIN, END = "<!-- tables: generated, begin -->", "<!-- tables: generated, end -->"
-IDENTITY = ["benchmark", "size", "recipe", "model"]
+IDENTITY = ["benchmark", "size", "recipe", "model", "precision"]
 CONDITIONS = ["machine", "threads", "precision", "torch", "transformers"]
 
 
@@ -51,12 +51,14 @@ class Column:
 
 
 SIZE = Column("size", "size")
+PRECISION = Column("ours in", "precision")
 RATIO = Column("ratio", "ratio", ".1f")
 REPEATS = Column("repeats", "repeats", ".0f")
 TABLES = {
     "throughput": (
         SIZE,
         Column("recipe", "recipe"),
+        PRECISION,
         Column("stock, tokens/s", "stock_tokens_per_second", ",.0f"),
         Column("ours, tokens/s", "tokens_per_second", ",.0f"),
         RATIO,
@@ -66,6 +68,7 @@ TABLES = {
     ),
     "time_to_loss": (
         SIZE,
+        PRECISION,
         Column("stock's loss, nats", "stock_loss", ".2f"),
         Column("after, s", "stock_seconds", ".0f"),
         Column("ours is there after, s", "our_seconds", ".1f"),
@@ -118,7 +121,7 @@ def rows(paths: list[Path]) -> pd.DataFrame:
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows by benchmark, in the order of ``TABLES``, then by size, recipe and model."""
+    """The rows by benchmark, in the order of ``TABLES``, then by size, recipe, model and precision."""
     table = table.reindex(columns=[*IDENTITY, *(name for name in table if name not in IDENTITY)])
     place = {name: number for number, name in enumerate(TABLES)}
     return table.sort_values(
@@ -127,7 +130,7 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Both tables; where they have the same benchmark, size, recipe and model, the new row."""
+    """Both tables; where they have the same benchmark, size, recipe, model and precision, the new row."""
     both = ordered(pd.concat([old.astype(object), new.astype(object)], ignore_index=True))
     return both[~both.duplicated(IDENTITY, keep="last")].infer_objects().reset_index(drop=True)
 

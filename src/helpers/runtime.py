@@ -162,8 +162,9 @@ def memory_kept() -> Iterator[None]:
     """In the block, memory that is freed stays with the process; what is free goes back when it ends.
 
     A training step frees what the next one asks for. glibc gives large pieces back to the system at once, and
-    each comes again as empty pages that must be cleared at their first touch: on a CPU up to a third of a
-    small model's step. Blocks may be nested. Without glibc, or with another allocator, nothing happens.
+    each comes again as empty pages that must be cleared at their first touch. That costs a few per cent of a
+    small model's step on a quiet CPU, and more where other processes clear pages too. Blocks may be nested.
+    Without glibc, or with another allocator, nothing happens.
     """
     global _keeping
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
