@@ -199,8 +199,6 @@ def ours(
         starts.append(time.perf_counter())
         return source(step)
 
-    if not variant.keep_memory:
-        runtime.memory_kept = contextlib.nullcontext  # type: ignore[assignment]
     if variant.torch_muon:
         from helpers import optimizers
 
@@ -211,9 +209,10 @@ def ours(
 
         optimizers.Muon = slow  # type: ignore[assignment, misc]
     settings = config.training(log_every=20, eval_every=eval_every)
-    history = training.train(
-        model, batch_of, variant.loss, settings, evaluate=evaluate, split=pretrain.split, progress=False
-    )
+    with runtime.memory_kept() if variant.keep_memory else contextlib.nullcontext():
+        history = training.train(
+            model, batch_of, variant.loss, settings, evaluate=evaluate, split=pretrain.split, progress=False
+        )
     return history, [*starts, time.perf_counter()]
 
 

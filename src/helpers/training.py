@@ -105,10 +105,7 @@ def train(
     rows, seconds = list(start.rows), start.seconds
     losses: list[dict[str, float]] = []  # of the steps since the last row
     tokens, last_save = 0, time.monotonic()
-    with (
-        reporting.Progress(config.steps, start.step, progress and ranks.main) as bar,
-        runtime.memory_kept(),
-    ):
+    with reporting.Progress(config.steps, start.step, progress and ranks.main) as bar:
         for step in range(start.step, config.steps):
             with runtime.timer() as clock:
                 batch = batch_of(step)
