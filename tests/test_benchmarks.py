@@ -1,11 +1,14 @@
 """The benchmarks' tables: what README and CSV say, and how JSON lines get there."""
 
 import json
+import os
+import platform
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from shared import children, tabulate
+from shared import allocator, children, tabulate
 
 
 def lines(tmp_path: Path, *found: dict) -> list[Path]:
@@ -73,3 +76,35 @@ def test_a_published_line_names_its_command(monkeypatch, capsys):
     line = json.loads(capsys.readouterr().out)
     assert line["command"] == "OMP_NUM_THREADS=1 python benchmarks/distributed.py --repeats 3"
     assert line["precision"] == "bf16" and line["machine"]
+
+
+def faults_of_large_arrays():
+    """Page faults while 64 MiB are asked for, filled and freed, eight times."""
+    import resource
+
+    np.full(2**23, 1.0)  # whatever the first one does
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        np.full(2**23, 1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told")
+def test_memory_that_is_kept_is_not_cleared_again_and_goes_back_at_the_end():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    usual, before = faults_of_large_arrays(), resident()
+    with allocator.memory_kept():
+        with allocator.memory_kept():
+            pass
+        assert faults_of_large_arrays() < 0.1 * usual
+        assert resident() > before + 2**25
+    assert resident() < before + 2**25
+    assert faults_of_large_arrays() > 0.5 * usual
+
+
+def test_without_glibc_keeping_memory_does_nothing(monkeypatch):
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
+    with allocator.memory_kept():
+        assert np.ones(3).sum() == 3

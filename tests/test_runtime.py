@@ -1,11 +1,8 @@
 """Profiles, precision, random streams, and files that are whole or absent."""
 
 import os
-import platform
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -157,35 +154,3 @@ def test_the_precision_of_a_launcher_counts_unless_it_is_overridden(monkeypatch)
     monkeypatch.delenv("HELPERS_PRECISION")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert runtime.precision(torch.device("cpu")) in ("bf16", "fp32")
-
-
-def faults_of_large_arrays():
-    """Page faults while 64 MiB are asked for, filled and freed, eight times."""
-    import resource
-
-    np.full(2**23, 1.0)  # whatever the first one does
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(8):
-        np.full(2**23, 1.0)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told")
-def test_memory_that_is_kept_is_not_cleared_again_and_goes_back_at_the_end():
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    usual, before = faults_of_large_arrays(), resident()
-    with runtime.memory_kept():
-        with runtime.memory_kept():
-            pass
-        assert faults_of_large_arrays() < 0.1 * usual
-        assert resident() > before + 2**25
-    assert resident() < before + 2**25
-    assert faults_of_large_arrays() > 0.5 * usual
-
-
-def test_without_glibc_keeping_memory_does_nothing(monkeypatch):
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: object())
-    with runtime.memory_kept():
-        assert torch.ones(3).sum() == 3

@@ -29,6 +29,7 @@ from transformers import (
 from helpers import complexity, data, masking, models, pretrain, runtime, training
 from helpers.corpus import Corpus
 from helpers.training import Batch
+from shared import allocator
 
 MASK_RATE = 0.15  # of the stock collator, and of every comparison
 
@@ -209,7 +210,7 @@ def ours(
 
         optimizers.Muon = slow  # type: ignore[assignment, misc]
     settings = config.training(log_every=20, eval_every=eval_every)
-    with runtime.memory_kept() if variant.keep_memory else contextlib.nullcontext():
+    with allocator.memory_kept() if variant.keep_memory else contextlib.nullcontext():
         history = training.train(
             model, batch_of, variant.loss, settings, evaluate=evaluate, split=pretrain.split, progress=False
         )
