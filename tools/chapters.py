@@ -137,7 +137,7 @@ def slug(url: str) -> str:
 def badge(stem: str, url: str) -> str:
     """The Markdown line that opens a chapter on Colab."""
     link = f"{COLAB}/github/{slug(url)}/blob/{BRANCH}/book/{stem}.ipynb"
-    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({link})"
+    return f"[![Open in Colab](images/colab.svg)]({link})"
 
 
 def setup_source(url: str) -> str:
