@@ -26,7 +26,7 @@ from helpers import data, runtime
 from helpers import finetune as ft
 
 TASK, STEPS, SEEDS = "imdb", 600, range(3)
-LABELS = (20_000, 6_400, 1_600)
+LABELS = (20_000, 1_600, 6_400)
 BASE = "4x96"  # the encoder that is tuned
 OTHERS = ("2x64", "4x128", "6x192")
 WORDS = "word counts"
@@ -35,7 +35,7 @@ KNOBS = {"pre-trained": RATES, "scratch": RATES, WORDS: (1.0, 10.0, 100.0)}
 
 
 def count_words(labels: int, strength: float, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Probabilities of the held-out splits by logistic regression on the TF-IDF of words and pairs of words."""
+    """Probabilities of the held-out splits by logistic regression on the TF-IDF of words and word pairs."""
     reviews = reviews_of(TASK)
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     model = make_pipeline(words, LogisticRegression(C=strength, max_iter=500))

@@ -274,12 +274,12 @@ def test_every_study_tells_how_it_is_run(path, monkeypatch, capsys):
 
 
 TABLES = {
-    "ladder": ("ladder", "seeds", "seeds_wide"),
-    "precision": ("ladder", "seeds", "seeds_wide"),
+    "ladder": ("ladder", "seeds", "seeds_wide", "seeds_widest"),
+    "precision": ("ladder", "seeds", "seeds_wide", "seeds_widest"),
     "again": ("ladder",),
     "heldout": ("heldout", "heldout_long", "heldout_small"),
     "tuning": ("tuning", "tuning_long"),
-    "repeats": ("repeats",),
+    "repeats": ("repeats", "repeats_long"),
 }
 
 
