@@ -100,14 +100,14 @@ def probe(
 
 
 def tune(
-    folder: Path, setting: Setting, knob: float, seed: int
+    folder: Path, setting: Setting, knob: float, seed: int, *, muon: float = MUON_RATE
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Probabilities of the held-out splits by the encoder after fine-tuning all of its weights."""
     config = ft.FinetuneConfig(
         epochs=0,
         min_steps=setting.steps,
         optimizer="muon",
-        lr=MUON_RATE,
+        lr=muon,
         lr_adam=knob,
         seed=seed,
     )
