@@ -3,9 +3,9 @@
     python studies/many_labels.py book/results/checkpoints/4x96 --runs RUNS --output FILE
 
 The argument is the folder of the 4x96 that the book ships. All of its weights, or of one with fresh weights,
-are trained for ten times the steps of finetune.csv, which read twenty thousand reviews about once. Both starts
-get the same tuning budget: five pairs of learning rates with the first seed, from which the best validation
-accuracy chooses. Logistic regression on counted words, which needs no encoder, is tuned in the same way.
+are trained for ten times the steps of finetune.csv: 20,000 reviews are read about once. Both starts get the
+same tuning budget: five pairs of learning rates with the first seed, from which the best validation accuracy
+chooses. Logistic regression on counted words, which needs no encoder, is tuned in the same way.
 Windows and held-out texts are those of finetune.py; counted words are those of whole reviews. Finished runs
 are kept in RUNS, and skipped.
 """

@@ -188,7 +188,8 @@ def test_what_a_chapter_shares_is_compared(spoil, words, tmp_path):
     for name in ("pyproject.toml", "_config.yml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     notebook, path = good(), tmp_path / "book" / "07_pretraining.ipynb"
-    path.parent.mkdir()
+    (path.parent / "images").mkdir(parents=True)
+    (path.parent / "images" / "colab.svg").touch()
     chapters.write(path, notebook)
     assert list(rules.fits_repository(path, notebook, tmp_path)) == []
     spoil(notebook)
