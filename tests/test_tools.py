@@ -24,6 +24,8 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import v4
 from packaging.requirements import Requirement
 
+from helpers import runtime
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = """\
 # 7. Pre-training BERT
@@ -160,6 +162,21 @@ def test_a_label_names_tables_but_not_its_own(tree):
         (tree / "book" / "results" / f"{name}.csv").write_text("a\n1\n")
     write_code(tree, "few = open('results/ladder.csv').read()['labels']")
     assert execution.precomputed(chapters.read(chapter(tree)), tree) == "ladder.csv"
+
+
+def test_a_label_names_the_precision_that_the_chapter_used():
+    cell = v4.new_code_cell(
+        "print('cpu', 'fp32')", outputs=[v4.new_output("stream", text="{'a': 1} cpu fp32\n")]
+    )
+    assert execution.precision(v4.new_notebook(cells=[v4.new_code_cell("1"), cell])) == "fp32"
+    assert execution.precision(v4.new_notebook()) == runtime.precision()
+
+
+def test_one_core_is_singular(tree):
+    label = labels.Label("07_pretraining", "quick", 1.0, 1.0, 0, 1, "Some", "fp32", "", "2.13.0")
+    assert "on 1 CPU core (Some, fp32)" in labels.cell_text(label)
+    labels.save(label, tree)
+    assert "on 1 CPU core (Some), without" in labels.chapter_table("", tree)
 
 
 @pytest.mark.slow

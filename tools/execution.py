@@ -163,8 +163,12 @@ def machine() -> str:
     return " ".join(re.sub(r"\((R|TM)\)|CPU|Processor|@.*$", " ", name).split())
 
 
-def precision() -> str:
-    """The precision that the helpers choose on this machine, asked in a process of its own."""
+def precision(notebook: NotebookNode) -> str:
+    """The precision that the last cell printed, since a chapter may choose its own; else the machine's."""
+    last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1:]
+    printed = " ".join(output.get("text", "") for cell in last for output in cell.outputs)
+    if found := re.search(r"\b(fp32|bf16|fp16)\b", printed):
+        return found[0]
     code = "from helpers import runtime; print(runtime.precision())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return done.stdout.strip() or "unknown precision"
@@ -186,7 +190,7 @@ def label_of(path: Path, notebook: NotebookNode, cost: Cost, root: Path) -> Labe
         download_mb=round(cost.download_bytes / 1e6),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         machine=machine(),
-        precision=precision(),
+        precision=precision(notebook),
         precomputed=precomputed(notebook, root),
         torch=version("torch").split("+")[0],
     )

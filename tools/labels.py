@@ -78,16 +78,20 @@ def downloads(label: Label) -> str:
     return f"{label.download_mb} MB" if label.download_mb else "nothing"
 
 
+def cores(label: Label) -> str:
+    return f"{label.cores} CPU core{'s' if label.cores > 1 else ''}"
+
+
 def cell_text(label: Label | None) -> str:
     """The Markdown of a chapter's label cell."""
     if label is None:
         return "> **What this chapter costs:** not measured yet."
-    cores = f"{label.cores} CPU core{'s' if label.cores > 1 else ''} ({label.machine}, {label.precision})"
+    where = f"{cores(label)} ({label.machine}, {label.precision})"
     files = ", ".join(f"`results/{name}`" for name in label.precomputed.split())
     rest = f" It reads runs made before, from {files}." if files else " Everything in it runs live."
     return (
         f"> **What this chapter costs:** {minutes(label)}, {label.peak_gib:.1f} GiB of memory, downloads "
-        f"{downloads(label)}. Measured in the `{label.profile}` profile on {cores}.{rest}"
+        f"{downloads(label)}. Measured in the `{label.profile}` profile on {where}.{rest}"
     )
 
 
@@ -106,7 +110,7 @@ def chapter_table(prefix: str, root: Path = ROOT) -> str:
     known = load(root)
     head = "| | Chapter | The question | Time | Memory | Downloads |\n|---|---|---|---|---|---|\n"
     table = head + "\n".join(chapter_row(c, known.get(c.stem), prefix, root) for c in PLAN)
-    where = sorted({f"{label.cores} CPU cores ({label.machine})" for label in known.values()})
+    where = sorted({f"{cores(label)} ({label.machine})" for label in known.values()})
     note = f"\n\nMeasured in the `quick` profile on {' and on '.join(where)}, without a GPU." if where else ""
     return table + note
 

@@ -18,8 +18,11 @@ def main() -> None:
     size = "params_non_embedding"
     # A mean over seeds that left the plateau and seeds that did not would be the loss of no model.
     most = runs.groupby(size)["past_plateau"].transform("mean") > 0.5
-    runs = runs[runs["past_plateau"] == most]
-    means = runs.groupby([size, "tokens"], as_index=False)[["mlm_loss", "past_plateau"]].mean()
+    means = (
+        runs[runs["past_plateau"] == most]
+        .groupby([size, "tokens"], as_index=False)[["mlm_loss", "past_plateau"]]
+        .mean()
+    )
     corpus = pretrain.load_corpus()
     plots.style()
     ax = plots.ladder(
