@@ -77,9 +77,14 @@ def weights(model: Path) -> Path:
     return path
 
 
+def digest_of(model: Path) -> str:
+    """The SHA-256 of a model's weights, in hexadecimal digits."""
+    return hashlib.sha256(weights(model).read_bytes()).hexdigest()
+
+
 def same_model(runs: Path, model: Path) -> None:
     """Raise ``ValueError`` for runs of another model: kept rows do not say whose they are."""
-    digest, path = hashlib.sha256(weights(model).read_bytes()).hexdigest(), runs / "model.txt"
+    digest, path = digest_of(model), runs / "model.txt"
     if path.exists() and read(path) is None:
         raise ValueError(f"{path} cannot be read, so whose runs these are is unknown: remove it if you know")
     if (began := kept(path, lambda: digest)) != digest:
@@ -95,6 +100,9 @@ def provenance(precision: str | None = None) -> Row:
         "torch": runtime.versions()["torch"],
         "commit": runtime.commit(),
     }
+
+
+runtime.commit()  # rows name the code that is loaded now, whatever is committed while they are made
 
 
 def in_processes(work: Callable[..., Any], jobs: Iterable[Sequence[Any]], workers: int) -> list[Any]:

@@ -40,11 +40,14 @@ def encoders(names: list[str], ladder: pd.DataFrame, runs: Path) -> list[tuple[s
 
 
 def one(name: str, model: Path, about: common.Row, labels: int, seed: int, runs: Path) -> common.Row:
-    """The row of one run; read from ``runs`` when it is there."""
-    return common.kept(runs / f"{name}-{labels}-{seed}.json", lambda: run(name, model, about, labels, seed))
+    """The row of one run; read from ``runs`` when it is there, made from these very weights."""
+    path = runs / f"{name}-{labels}-{seed}-{common.digest_of(model)[:12]}.json"
+    made = common.kept(path, lambda: run(name, model, labels, seed))
+    tail = {key: made.pop(key) for key in (*common.provenance(), "optimizer", "seconds") if key in made}
+    return made | about | {key: tail[key] for key in ("optimizer", "seconds", *common.provenance())}
 
 
-def run(name: str, model: Path, about: common.Row, labels: int, seed: int) -> common.Row:
+def run(name: str, model: Path, labels: int, seed: int) -> common.Row:
     """Fine-tune one encoder and judge it on both held-out splits."""
     guesses, how = tune(model, Setting(TASK, labels, STEPS, "pre-trained"), RATES[labels], seed)
     row = {"encoder": name, "labels": labels, "seed": seed, "rate": RATES[labels]}
@@ -52,7 +55,7 @@ def run(name: str, model: Path, about: common.Row, labels: int, seed: int) -> co
         truth = data.reviews(TASK).labelled(split)[1][: HELD_OUT[split]]
         measured = ft.scores(truth, guesses[split])
         row |= {prefix + key: value for key, value in measured.items() if not prefix or key == "accuracy"}
-    return row | about | how | common.provenance()
+    return row | how | common.provenance()
 
 
 def main() -> None:

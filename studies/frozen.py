@@ -49,11 +49,13 @@ def vectors(folder: Path | None, texts: list[str]) -> dict[str, np.ndarray]:
 
 
 def one(name: str, folder: Path | None, about: common.Row, runs: Path) -> list[common.Row]:
-    """The rows of one encoder; read from ``runs`` when they are there."""
-    return common.kept(runs / f"{name}.json", lambda: probes(name, folder, about))
+    """The rows of one encoder; read from ``runs`` when they are there, made from these very weights."""
+    mark = f"-{common.digest_of(folder)[:12]}" if folder else ""
+    made = common.kept(runs / f"{name}{mark}.json", lambda: probes(name, folder))
+    return [row | about for row in made]
 
 
-def probes(name: str, folder: Path | None, about: common.Row) -> list[common.Row]:
+def probes(name: str, folder: Path | None) -> list[common.Row]:
     """A row for each draw and number of labels."""
     parts = tables()
     known = vectors(folder, sorted({text for texts, _ in parts.values() for text in texts}))
@@ -74,7 +76,6 @@ def probes(name: str, folder: Path | None, about: common.Row) -> list[common.Row
             rows.append(
                 {"encoder": name, "labels": count, "seed": seed, "strength": best[1], "val_accuracy": best[0]}
                 | measured
-                | about
             )
     return rows
 

@@ -86,6 +86,14 @@ def test_an_empty_or_missing_folder_has_none(tmp_path):
     assert checkpoints.newest_whole(tmp_path / "nowhere", RUN) is None
 
 
+def test_damaged_checkpoints_do_not_push_out_a_whole_one(tmp_path):
+    """A run that fell back behind two of them saves at an earlier step."""
+    for step in (450, 475, 490, 500):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    checkpoints.prune(tmp_path, keep=2, permanent=frozenset({500}), newest=475)
+    assert [checkpoints.step_of(path) for path in checkpoints.available(tmp_path)] == [475, 450]
+
+
 def remove(path) -> None:
     path.unlink()
 

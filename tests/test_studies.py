@@ -142,6 +142,29 @@ def test_a_study_of_models_that_are_not_there_ends_before_its_work(name, words, 
         module.main()
 
 
+def test_kept_rows_are_those_of_the_same_weights_and_their_columns_are_of_today(monkeypatch, tmp_path):
+    """The folder may hold the rows of a sweep that was run again elsewhere."""
+    model = tmp_path / "m"
+    model.mkdir()
+    for name, step in (("downstream", "run"), ("frozen", "probes")):
+        module, made = load(FOLDER / f"{name}.py", monkeypatch), []
+        row = {"encoder": "e", "accuracy": 0.5, "optimizer": "muon", "seconds": 1.0}
+        row |= {"device": "d", "precision": "p", "torch": "t", "commit": "c"}
+        answer = row if name == "downstream" else [row]
+        monkeypatch.setattr(module, step, lambda *a, made=made, answer=answer: made.append(1) or dict(answer)
+                            if isinstance(answer, dict) else made.append(1) or answer)  # fmt: skip
+        for weights, loss in (("one", 5.0), ("one", 5.1), ("other", 5.1)):
+            (model / "model.safetensors").write_text(weights)
+            about = {"mlm_loss": loss}
+            found = (
+                module.one("e", model, about, 100, 0, tmp_path)
+                if name == "downstream"
+                else module.one("e", model, about, tmp_path)[0]
+            )
+            assert found == row | about
+        assert len(made) == 2, name
+
+
 @pytest.mark.slow
 def test_the_first_error_drops_the_jobs_that_wait(common):
     start = time.monotonic()

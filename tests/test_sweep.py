@@ -1,7 +1,9 @@
 """Studies: read strictly, run once, resumed when cut, and collected as they are."""
 
+import functools
 import json
 import shutil
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from helpers import models, pretrain, runtime, sweep
 from helpers.checkpoints import CheckpointWarning
 from helpers.sweep import Study, cli, schedule
 from helpers.sweep import family as families
+from helpers.sweep import rows as rows_of
 from helpers.sweep.family import Failure
 from helpers.sweep.planning import wall_hours
 from helpers.sweep.status import clock, render, seconds_left
@@ -491,6 +494,89 @@ def test_five_hundred_rows_load_resume_and_collect_in_two_seconds(family, write_
     rows = sweep.run(study, runs, load=lambda: corpus)
     assert len(rows) == 500 == rows["run_id"].nunique() and rows["seed"].tolist()[::4] == seeds
     assert time.process_time() - start < 2
+
+
+def test_studies_share_the_workers_and_no_two_of_them_a_trunk(study, go):
+    """A study of one long run must not leave a worker idle, nor have it wait at a lock."""
+    starts, at_work = [], {}
+
+    class Two:
+        """An engine of two workers, of whom the one that began first ends first."""
+
+        def free(self):
+            return len(at_work) < 2
+
+        def start(self, name, task):
+            at_work[name] = task
+            starts.append({(t.family[0].seed, t.family[-1].tokens) for t in at_work.values()})
+
+        def wait(self, seconds):
+            name = next(iter(at_work))
+            return [(name, families.work(at_work.pop(name)))]
+
+        def close(self):
+            pass
+
+    seeds = replace(study, name="seeds", seeds=(0, 1))
+    longer = replace(study, name="longer", tokens=(4096,))
+    rows, lines = go([seeds, longer], engine=Two())
+    assert len(rows) == 5 == rows["run_id"].nunique()
+    assert lines[0].startswith("longer: 1x32 seed 0 done")  # the largest family first
+    # Two at once from the start; the other family of seed 0, on the same trunk, after the first of it.
+    assert starts == [{(0, 4096)}, {(0, 4096), (1, 2048)}, {(1, 2048), (0, 2048)}]
+
+
+def test_a_row_names_the_code_that_trained_it(family, corpus, tmp_path, monkeypatch):
+    state, train = ["loaded"], pretrain.pretrain
+
+    def meanwhile(*arguments, **options):
+        state[0] = "committed since"
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(runtime, "commit", functools.cache(lambda: state[0]))
+    monkeypatch.setattr(pretrain, "pretrain", meanwhile)
+    (row,) = sweep.run_family(family[:1], corpus, tmp_path)
+    assert row["commit"] == "loaded"
+
+
+@pytest.mark.usefixtures("on_the_small_corpus")
+def test_a_curve_is_collected_with_the_row_of_its_own_training(write_study, tmp_path, capsys):
+    path, output, logs = write_study(), tmp_path / "rows.csv", tmp_path / "logs.csv"
+    words = ["collect", str(path), "--output", str(output), "--folder", str(tmp_path / "runs")]
+    sweep.main(["run", str(path), "--folder", str(tmp_path / "runs")])
+    sweep.main(words)
+    other = pd.read_csv(output)
+    other.loc[0, "device"] = "another machine"
+    other.to_csv(output, index=False)
+    sweep.main([*words, "--logs", str(logs)])
+    assert set(pd.read_csv(logs)["run_id"]) == {other["run_id"][1]}
+
+
+def test_two_who_grow_a_table_at_once_lose_no_row(tmp_path, monkeypatch):
+    path, read, threads = tmp_path / "t.csv", rows_of._read_text, []
+
+    def slow(file):
+        table = read(file)
+        if file == path and not threads:
+            threads.append(threading.Thread(target=grow, args=("b",)))
+            threads[0].start()
+            time.sleep(0.2)
+        return table
+
+    def grow(name):
+        rows_of.grow(path, pd.DataFrame({"run_id": [name], "x": [1.0]}), ["a", "b"])
+
+    grow("z")
+    monkeypatch.setattr(rows_of, "_read_text", slow)
+    grow("a")
+    threads[0].join()
+    assert read(path)["run_id"].tolist() == ["z", "a", "b"]
+
+
+def test_a_table_that_is_empty_is_named(tmp_path):
+    (tmp_path / "t.csv").touch()
+    with pytest.raises(ValueError, match=r"t\.csv is not a table: No columns"):
+        rows_of.grow(tmp_path / "t.csv", pd.DataFrame({"run_id": ["a"]}), ["a"])
 
 
 def test_adding_a_size_runs_only_what_is_missing(study, go):

@@ -3,15 +3,17 @@
 import json
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from helpers import models, sweep
 from helpers.sweep import Study, cli, cluster
-from helpers.sweep.family import Task
+from helpers.sweep.family import Failure, Task
 
 AFTER = "[pretrain]"  # what is put before it ends the table [study]
+SHORT = '[study]\nname = "small"\nsizes = ["1x32"]\ntokens = [1024]\nseeds = [0]\n'
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,16 @@ AFTER = "[pretrain]"  # what is put before it ends the table [study]
         ("\n[study]", "vocab_size = 4096\n[study]", r", line 1: vocab_size must stand in one of .*got 4096"),
         ("\n[study]", 'title = "a(b"\n[study]', ", line 1: title must stand in one of"),
         ("[pretrain]", "[training]", r", line 7: unknown table \[training\]"),
+        ("\n[study]", "\n[[study]]", r", line 2: study must be a table \[study\], got \["),
+        ("[pretrain]", "[pretrain.more]", r", line 7: unknown key 'more' in \[pretrain\]"),
+        (
+            "[pretrain]\nseq_len = 16\nbatch = 8",
+            '["pretrain"]\nbatch = 2',
+            ", line 8: batch must hold at least",
+        ),
+        (None, "pretrain.batch = 2\n" + SHORT, ", line 1: batch must hold at least 4"),
+        (None, "pretrain = {batch = 2}\n" + SHORT, ", line 1: batch must hold at least 4"),
+        (None, SHORT.replace("1024", "[1024"), r": .*\(at line 5, column"),
         # keys
         ("seeds = [0]", "", r", line 2: \[study\] lacks seeds"),
         ('name = "small"', 'name = "small"\nsize = 1', r", line 4: unknown key 'size' in \[study\]"),
@@ -77,6 +89,7 @@ AFTER = "[pretrain]"  # what is put before it ends the table [study]
             ", line 7: .*unique_blocks say the",
         ),
         (AFTER, f'[rates]\n"2x32" = 0.5\n{AFTER}', r", line 8: \[rates\] names 2x32, which is not"),
+        (AFTER, f'[rates]\n"1x32" = 1\n"01x32" = 2\n{AFTER}', r", line 9: \[rates\] names 1x32 twice"),
         (AFTER, f'[rates]\n"a(" = 8.0\n{AFTER}', ", line 8: cannot read the size 'a"),
         (AFTER, f'[rates]\n"1x32" = "a"\n{AFTER}', ", line 8: the factor of 1x32 must be a number"),
         (AFTER, f'[rates]\n"1x32" = inf\n{AFTER}', ", line 8: the factor of 1x32 must be .*finite, got inf"),
@@ -90,6 +103,12 @@ def test_a_study_that_cannot_run_is_refused_with_its_line(old, new, message, wri
         path.write_text(new)
     with pytest.raises(ValueError, match=f"^study.toml{message}"):
         Study.read(path)
+
+
+def test_a_study_that_is_no_text_is_refused_by_its_name(tmp_path):
+    (tmp_path / "study.toml").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"^study\.toml: .*can't decode byte"):
+        Study.read(tmp_path / "study.toml")
 
 
 @pytest.mark.parametrize(
@@ -120,21 +139,56 @@ def test_a_study_is_not_begun_without_workers_or_threads(options, tmp_path, writ
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_study_that_fails_does_not_stop_the_next(tmp_path, write_study, corpus, monkeypatch, capsys):
-    paths = [write_study(('"small"', f'"{name}"'), name=f"{name}.toml") for name in ("a", "b", "c")]
+def test_a_study_that_fails_does_not_stop_the_next(tmp_path, write_study, corpus, monkeypatch, capsys, here):
+    seeds = {"a": 1, "b": 2, "c": 3}
+    paths = [
+        write_study(('"small"', f'"{name}"'), ("[0]", f"[{seed}]"), name=f"{name}.toml")
+        for name, seed in seeds.items()
+    ]
     begun = []
 
-    def run(study, *arguments, **options):
-        begun.append(study.name)
-        if study.name != "b":
-            raise RuntimeError("some runs failed")
+    def work(task):
+        begun.append(seed := task.family[0].seed)
+        return None if seed == 2 else Failure("it died", lasting=True)
 
     monkeypatch.setattr(Study, "load_corpus", lambda study: corpus)
-    monkeypatch.setattr(cli, "run", run)
+    monkeypatch.setattr(cli, "make_engine", lambda name, **options: here(work))
     with pytest.raises(SystemExit, match="1"):
         sweep.main(["run", *map(str, paths), "--folder", str(tmp_path)])
-    assert begun == ["a", "b", "c"]
-    assert "a: some runs failed; c: some runs failed" in capsys.readouterr().err
+    assert begun == [1, 2, 3]
+    assert "a: 1x32 seed 1: it died; c: 1x32 seed 3: it died" in capsys.readouterr().err
+
+
+def test_rows_that_went_to_another_folder_are_not_called_done(
+    tmp_path, write_study, corpus, monkeypatch, capsys, here
+):
+    monkeypatch.setattr(Study, "load_corpus", lambda study: corpus)
+    monkeypatch.setattr(cli, "make_engine", lambda name, **options: here(lambda task: None))
+    monkeypatch.setattr(cli, "_GRACE_SECONDS", 0)
+    with pytest.raises(SystemExit, match="1"):
+        sweep.main(["run", str(write_study()), "--folder", str(tmp_path)])
+    words = f"2 of 2 runs ended, and their rows are not in {tmp_path}: all machines must see one folder"
+    assert words in capsys.readouterr().err
+
+
+def test_other_processes_are_given_a_folder_that_is_theirs_too(
+    tmp_path, write_study, corpus, monkeypatch, here
+):
+    monkeypatch.chdir(tmp_path)
+    given = []
+    engine = here(lambda task: given.append(task.folder))
+    sweep.run(Study.read(write_study()), Path("runs"), engine=engine, load=lambda: corpus, show=given.append)
+    assert given[0] == tmp_path.resolve() / "runs"
+
+
+@pytest.mark.parametrize(
+    "more", ["unique_tokens = [1_000_000]\n[pretrain]", "[pretrain]\nunique_blocks = 62_500"]
+)
+def test_text_that_is_not_there_is_refused_before_anything_starts(more, tmp_path, write_study, corpus):
+    study = Study.read(write_study(("[1024, 2048]", "[1024, 2_000_000]"), ("[pretrain]", more)))
+    with pytest.raises(ValueError, match="the text of small has .* and 62,500 different ones are asked for"):
+        sweep.run(study, tmp_path / "runs", load=lambda: corpus)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -57,6 +57,8 @@ def tree(tmp_path) -> Path:
         "CITATION.cff",
         "book/intro.md",
         "requirements.txt",
+        "LICENSE-TEXT",
+        "book/results/README.md",
     ):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "07_pretraining.md").write_text(TEXT)
@@ -266,13 +268,27 @@ def test_a_page_without_markers_is_an_error():
 # Address and names
 
 
+# Whatever in the repository has its address, without tests and notebooks.
+WITH_ADDRESS = [
+    str(path.relative_to(ROOT))
+    for folder in (ROOT, ROOT / "book", ROOT / "book" / "results")
+    for path in folder.iterdir()
+    if path.suffix in (".md", ".yml", ".toml", ".cff", "")
+    and path.is_file()
+    and "pretrained-scalability/book" in path.read_text(encoding="utf-8", errors="replace")
+]
+
+
 def test_the_address_is_copied_everywhere(tree):
     project = tree / "pyproject.toml"
     project.write_text(project.read_text().replace("pretrained-scalability/book", "other/place"))
     notebooks.command_address([], tree)
-    for name in ("_config.yml", "README.md", "CITATION.cff", "book/07_pretraining.ipynb"):
-        text = (tree / name).read_text()
-        assert "other/place" in text and "pretrained-scalability/book" not in text, name
+    old = "pretrained-scalability/book"
+    files = [path for path in tree.rglob("*") if path.is_file() and path.parent.name != "text"]
+    texts = {str(path.relative_to(tree)): path.read_text() for path in files}
+    assert not [name for name, text in texts.items() if old in text and name != "07_pretraining.md"]
+    named = {name for name in WITH_ADDRESS if (ROOT / name).suffix != ".ipynb"}
+    assert named and all("other/place" in texts[name] for name in (*named, "book/07_pretraining.ipynb"))
 
 
 @pytest.mark.parametrize("name", ["7", "07", "07_pretraining", "book/07_pretraining.ipynb"])

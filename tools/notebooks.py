@@ -110,7 +110,8 @@ def command_address(names: list[str], root: Path = ROOT) -> int:
     command_labels([], root)
     pages = [root / name for name in PAGES if (root / name).exists()]
     # _config.yml is last, since a second run after an interruption reads the old address from it.
-    for page in (*pages, *sorted((root / "book").glob("*.md")), config):
+    texts = (path for path in (root / "book").rglob("*.md") if path.parent.name != "text")
+    for page in (*pages, *sorted(texts), config):
         text = page.read_text(encoding="utf-8").replace(old, new)
         replace(page, text.replace(f"{COLAB}/github/{slug(old)}/", f"{COLAB}/github/{slug(new)}/"))
     return 0

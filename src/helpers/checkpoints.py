@@ -114,12 +114,16 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1]) if match else read_state(checkpoint).step
 
 
-def prune(folder: Path, *, keep: int, permanent: frozenset[int] = frozenset()) -> None:
+def prune(
+    folder: Path, *, keep: int, permanent: frozenset[int] = frozenset(), newest: int | None = None
+) -> None:
     """Remove all but the newest ``keep`` checkpoints and those of the ``permanent`` steps, and what a kill
-    left half-written.
+    left half-written. Those after the step ``newest`` go first: a run that is there again has found them
+    damaged, and they must not push out whole ones.
     """
-    temporary = [path for path in available(folder) if step_of(path) not in permanent]
-    for path in [*temporary[keep:], *folder.glob(".writing-*")]:
+    damaged = [path for path in available(folder) if newest is not None and step_of(path) > newest]
+    temporary = [path for path in available(folder) if step_of(path) not in permanent and path not in damaged]
+    for path in [*damaged, *temporary[keep:], *folder.glob(".writing-*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 

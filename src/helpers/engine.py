@@ -285,7 +285,7 @@ class Run:
 
         def write() -> None:
             checkpoints.write(folder, self.plain, records, state)
-            checkpoints.prune(folder, keep=2, permanent=keep)
+            checkpoints.prune(folder, keep=2, permanent=keep, newest=step)
 
         self.ranks.agree(write)
 

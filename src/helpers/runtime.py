@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import stat
@@ -45,9 +46,14 @@ def profile(name: str | None = None) -> str:
 def cache_dir() -> Path:
     """The folder for what can be made again: ``HELPERS_CACHE``, else ``~/.cache/scalability-helpers``."""
     root = os.environ.get("HELPERS_CACHE") or Path.home() / ".cache" / "scalability-helpers"
-    path = Path(root)
+    path = Path(root).resolve()  # other processes may stand in other folders
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def cores() -> int:
+    """CPU cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -199,8 +205,13 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in names}
 
 
+@functools.cache
 def commit() -> str:
-    """The commit of the code, with a plus sign when files differ from it; empty outside a repository."""
+    """The commit of the code, with a plus sign when files differ from it; empty outside a repository.
+
+    The first call in a process decides. Call it before long work: the folder may change meanwhile, the code
+    in memory does not.
+    """
     try:
         here = Path(__file__).parent
         out = subprocess.run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +13,12 @@ import pandas as pd
 
 from helpers import reporting, runtime
 from helpers.sweep.planning import calibrate, plan, wall_hours
-from helpers.sweep.rows import collect, collect_logs, grow, run_id
+from helpers.sweep.rows import collect, collect_logs, grow, published, run_id
 from helpers.sweep.schedule import ENGINES, RETRIES, make_engine, run
 from helpers.sweep.status import render, status, summary
 from helpers.sweep.study import Study
 
+_GRACE_SECONDS = 10
 _QUIET_SECONDS = 60.0  # between lines in a file; a terminal is drawn again every two
 
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "plan":
             _plan(studies, options)
         else:
-            folder = options.folder or runtime.cache_dir() / "runs"
+            folder = (options.folder or runtime.cache_dir() / "runs").resolve()
             {"run": _run, "status": _status, "collect": _collect}[options.command](studies, folder, options)
     except (ValueError, OSError) as error:
         top.exit(2, f"{top.prog}: {error}\n")
@@ -85,10 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _plan(studies: list[Study], options: argparse.Namespace) -> None:
-    threads = max(1, (os.cpu_count() or 1) // options.workers)
+    threads = max(1, runtime.cores() // options.workers)
     tables = []
     for study in studies:
-        speeds = None if options.no_timing else calibrate(study, study.load_corpus(), threads=threads)
+        corpus = None if options.no_timing else study.load_corpus()
+        speeds = calibrate(study, corpus, threads=threads) if corpus else None
         tables.append(plan(study, speeds))
     table = pd.concat(tables, ignore_index=True)
     print(table.to_string(index=False, float_format="{:.3g}".format))
@@ -103,23 +104,10 @@ def _run(studies: list[Study], folder: Path, options: argparse.Namespace) -> Non
     if options.engine == "ray" and options.workers != 1:
         raise ValueError("--workers is for the engine local; a cluster runs as many as it has cores")
     threads = options.threads or (1 if options.engine == "ray" else None)
-    failed = []
-    for study in studies:
-        try:
-            _run_one(study, folder, options, threads)
-        except RuntimeError as error:  # the other studies may go through
-            failed.append(f"{study.name}: {error}")
-    if failed:
-        raise RuntimeError("; ".join(failed))
-    rows = sum(len(collect(study, study.load_corpus().digest, folder)) for study in studies)
-    print(f"{rows} of {sum(len(study.configs()) for study in studies)} runs done", flush=True)
-
-
-def _run_one(study: Study, folder: Path, options: argparse.Namespace, threads: int | None) -> None:
-    digest = study.load_corpus().digest
-    board = _Board(lambda: status(study, digest, folder))
-    run(
-        study,
+    digests = [study.load_corpus().digest for study in studies]
+    board = _Board(lambda: _table(studies, digests, folder))
+    rows = run(
+        studies,
         folder,
         engine=make_engine(
             options.engine, workers=options.workers, address=options.address, threads=threads or 1
@@ -131,6 +119,22 @@ def _run_one(study: Study, folder: Path, options: argparse.Namespace, threads: i
         show=board.say,
         every=board.tick,
     )
+    wanted = sum(len(study.configs()) for study in studies)
+    for _ in range(_GRACE_SECONDS):  # storage between machines may show a new file some seconds late
+        if len(rows) < wanted:
+            time.sleep(1.0)
+            both = zip(studies, digests, strict=True)
+            rows = pd.concat([collect(study, digest, folder) for study, digest in both])
+    if len(rows) < wanted:
+        lost = f"{wanted - len(rows)} of {wanted} runs ended, and their rows are not in {folder}"
+        raise RuntimeError(f"{lost}: all machines must see one folder by this name")
+    print(f"{wanted} of {wanted} runs done", flush=True)
+
+
+def _table(studies: list[Study], digests: list[str], folder: Path) -> pd.DataFrame:
+    """The status of all studies."""
+    both = zip(studies, digests, strict=True)
+    return pd.concat([status(study, digest, folder) for study, digest in both], ignore_index=True)
 
 
 class _Board:
@@ -161,8 +165,7 @@ class _Board:
 def _status(studies: list[Study], folder: Path, options: argparse.Namespace) -> None:
     digests = [study.load_corpus().digest for study in studies]
     while True:
-        both = zip(studies, digests, strict=True)
-        table = pd.concat([status(study, digest, folder) for study, digest in both], ignore_index=True)
+        table = _table(studies, digests, folder)
         if options.watch and reporting.can_redraw(sys.stdout):
             print("\x1b[2J\x1b[H", end="")
         print(render(table), flush=True)
@@ -181,7 +184,9 @@ def _collect(studies: list[Study], folder: Path, options: argparse.Namespace) ->
     wanted = list(dict.fromkeys(ids))
     known = grow(options.output, rows, wanted)
     if options.logs and len(rows):
-        grow(options.logs, collect_logs(rows["run_id"], folder), wanted, digits=5)
+        logged = published(options.output, rows)  # a curve belongs to the training whose row is published
+        if logged:
+            grow(options.logs, collect_logs(logged, folder), wanted, digits=5)
     found = set(rows["run_id"]) if len(rows) else set()
     words = f"{len(set(wanted) & (found | set(known)))} of {len(wanted)} runs done, in {options.output}"
     if again := len(found & set(known)):

@@ -70,6 +70,7 @@ def run_family(
     again, and by several processes at once: one works, the others wait for its rows. So do families that
     begin alike, since they share a trunk.
     """
+    runtime.commit()  # the rows name the code that is loaded now, whatever is committed meanwhile
     ids = [run_id(config, corpus.digest) for config in family]
     rows = {name: read_row(folder / name) for name in ids}
     if None in rows.values():

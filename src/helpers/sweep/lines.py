@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from helpers import models
 from helpers.pretrain import PretrainConfig
 
 T = TypeVar("T")
@@ -39,10 +40,10 @@ class StudyFile:
     @classmethod
     def open(cls, path: Path) -> StudyFile:
         """Read and check; raises ``ValueError`` naming the file and, where there is one, the line."""
-        text = path.read_text(encoding="utf-8")
         try:
+            text = path.read_text(encoding="utf-8")
             tables = tomllib.loads(text)
-        except ValueError as error:  # TOML's own errors name line and column
+        except ValueError as error:  # not UTF-8; or TOML's own, which name line and column
             raise ValueError(f"{path.name}: {error}") from error
         file = cls(path.name, text, tables)
         file._check_keys()
@@ -70,17 +71,33 @@ class StudyFile:
     def corpus(self) -> dict[str, Any]:
         return self.tables.get("corpus", {})
 
+    def factors(self) -> dict[models.Size, float]:
+        """[rates] by size; raises ``ValueError`` for one that is spelt in two ways."""
+        found: dict[models.Size, float] = {}
+        for text, factor in self.rates.items():
+            size = self.value("rates", text, models.Size.parse, text)
+            if size in found:
+                raise self.error("rates", text, f"[rates] names {size} twice")
+            found[size] = float(factor)
+        return found
+
     def line(self, table: str, key: str | None = None) -> int | None:
         """The number of the line where a key of a table stands, or the table's own line; the table "" is what
         stands above all tables.
         """
-        inside, header = not table, None
+        inside, header, whole = not table, None, ".".join(filter(None, (table, key)))
         for number, line in enumerate(self.text.splitlines(), start=1):
-            if match := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?$", line):
-                inside = match[1] == table
+            if match := re.match(r"\s*\[{1,2}([^\[\]]+)\]{1,2}\s*(?:#.*)?$", line):
+                place = re.sub(r"[\s\"']", "", match[1])
+                if key and place == whole:  # a key that is a table of its own
+                    return number
+                inside = place == table
                 header = number if inside else header
-            elif inside and key and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*=""", line):
-                return number
+            elif match := re.match(r"\s*([^=#]+?)\s*=", line):
+                name = re.sub(r"[\s\"']", "", match[1])
+                if name == whole or (inside and name == key):
+                    return number
+                header = number if header is None and name == table else header  # table = {key = value}
         return header
 
     def error(self, table: str, key: str | None, message: object) -> ValueError:

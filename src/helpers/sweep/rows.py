@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,11 @@ import torch
 from helpers import checkpoints, complexity, pretrain, runtime
 from helpers.pretrain import Corpus, PretrainConfig
 from helpers.sweep.study import Study
+
+try:
+    import fcntl
+except ImportError:  # Windows: collect into a table from one program at a time
+    fcntl = None  # type: ignore[assignment]
 
 # Nats under the unigram entropy. A tenth of the masked positions shows its own word: without any context a
 # model gets half a nat below that entropy, and a little more is evaluation noise.
@@ -143,6 +150,12 @@ def grow(path: Path, rows: pd.DataFrame, order: Sequence[str], *, digits: int = 
     Those stay as they are, to the letter: a table is made on several machines, and a run that is repeated on
     another one must not change what was published. Runs are written in ``order``; others stand before them.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path.parent):
+        return _grow(path, rows, order, digits)
+
+
+def _grow(path: Path, rows: pd.DataFrame, order: Sequence[str], digits: int) -> list[str]:
     columns = list(rows.columns) if len(rows) else ["run_id"]
     old = _read_text(path) if path.exists() else pd.DataFrame(columns=columns, dtype=str)
     if not set(columns) <= set(old.columns):
@@ -151,7 +164,7 @@ def grow(path: Path, rows: pd.DataFrame, order: Sequence[str], *, digits: int = 
     new = rows[~rows["run_id"].isin(known)] if len(rows) else rows
     if new.empty:
         return known
-    new = _read_text(io.StringIO(new.to_csv(index=False, float_format=f"%.{digits}g")))
+    new = _as_text(new, digits)
     place = {name: i for i, name in enumerate(order)}
     table = pd.concat([old, new])
     table = table.sort_values("run_id", key=lambda ids: ids.map(place).fillna(-1), kind="stable")
@@ -160,9 +173,41 @@ def grow(path: Path, rows: pd.DataFrame, order: Sequence[str], *, digits: int = 
     return known
 
 
+def published(path: Path, rows: pd.DataFrame, *, digits: int = 6) -> list[str]:
+    """Run ids of those ``rows`` that stand in the CSV at ``path`` as they are, and not as another training
+    of the same run, made elsewhere.
+    """
+    trained = ["run_id", "mlm_loss", "seconds", "device", "precision", "commit"]
+    here, there = (table[trained] for table in (_as_text(rows, digits), _read_text(path)))
+    return list(here.merge(there)["run_id"])
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder against others who would read a table in it, grow it and write it at the same time."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # storage without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _as_text(table: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """A table as it is read from the CSV that it becomes."""
+    return _read_text(io.StringIO(table.to_csv(index=False, float_format=f"%.{digits}g")))
+
+
 def _read_text(file: Path | io.StringIO) -> pd.DataFrame:
     """A CSV whose cells stay the text that they are: a commit of digits alone is no number."""
-    return pd.read_csv(file, dtype=str, keep_default_na=False)
+    try:
+        return pd.read_csv(file, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' errors do not say which file
+        raise ValueError(f"{file} is not a table: {error}") from error
 
 
 def is_past_plateau(row: dict[str, Any]) -> bool:

@@ -1,12 +1,11 @@
-"""Keeping an engine busy until a study is done: largest family first, what died started again."""
+"""Keeping an engine busy until studies are done: largest family first, what died started again."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,8 @@ _FAILURE = "failure.json"
 class _Job:
     name: str
     family: Family
+    load: Callable[[], Corpus]
+    flops: float
     folders: list[Path]
     trunks: Path
     failures: int = 0
@@ -54,7 +55,7 @@ def make_engine(name: str, *, workers: int = 1, address: str | None = None, thre
 
 
 def run(
-    study: Study,
+    studies: Study | Sequence[Study],
     folder: Path,
     *,
     engine: Engine | None = None,
@@ -66,30 +67,31 @@ def run(
     show: Callable[[str], None] = print,
     every: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
-    """Run what is missing of a study and return its rows.
+    """Run what is missing of a study, or of several at once, and return the rows, study by study.
 
     Without an ``engine``, families run in ``workers`` processes of this machine, its threads divided among
     them. A family whose process dies goes on from its checkpoints; after ``retries`` attempts in a row that
     got no further, or an error that would come back, it is given up. What failed is reported when the other
     families are done; its finished runs and checkpoints stay. ``load`` gives the corpus in each process
-    (default: the study's), ``show`` prints a line, ``every`` is called about once a second.
+    (default: each study's), ``show`` prints a line, ``every`` is called about once a second. Raises
+    ``ValueError`` for a study that asks for more different text than there is.
     """
     if workers < 1 or (threads is not None and threads < 1):
         raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
-    load = load or study.load_corpus
-    digest = load().digest  # fills the cache before workers read it; the text itself is not kept
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
-    waiting = deque(_jobs(study, digest, folder))
+    studies, folder = [studies] if isinstance(studies, Study) else studies, folder.resolve()
+    # Fills the cache before workers read it; the texts themselves are not kept.
+    digests = [study.check_text((load or study.load_corpus)()).digest for study in studies]
+    threads = threads or max(1, runtime.cores() // workers)
+    waiting = deque(_jobs(studies, digests, folder, load))
     engine = engine or Local(workers)
     running: dict[Hashable, _Job] = {}  # by their trunks: two rates may be written alike
     given_up: list[str] = []
     try:
         while waiting or running:
-            while waiting and engine.free():
-                job = waiting.popleft()
+            while engine.free() and (job := _next(waiting, running)):
                 running[job.trunks.name] = job
                 job.reached = max(job.reached, job.progress())
-                engine.start(job.trunks.name, Task(job.family, folder, load, threads, checkpoint_seconds))
+                engine.start(job.trunks.name, Task(job.family, folder, job.load, threads, checkpoint_seconds))
             for key, failure in engine.wait(1.0):
                 job = running.pop(key)
                 if failure is None:
@@ -104,19 +106,34 @@ def run(
         engine.close()
     if given_up:
         raise RuntimeError("some runs failed, run the study again to resume them: " + "; ".join(given_up))
-    return collect(study, digest, folder)
+    both = zip(studies, digests, strict=True)
+    return pd.concat([collect(study, digest, folder) for study, digest in both], ignore_index=True)
 
 
-def _jobs(study: Study, digest: str, folder: Path) -> list[_Job]:
+def _jobs(
+    studies: Sequence[Study], digests: Sequence[str], folder: Path, load: Callable[[], Corpus] | None
+) -> list[_Job]:
     """Families with runs missing, largest first: the longest job must not be the last to start."""
     jobs = []
-    for family in study.families():
-        names = [run_id(config, digest) for config in family]
-        if all(read_row(folder / name) for name in names):
-            continue
-        trunks = trunk_folder(folder, family[0], digest)
-        jobs.append(_Job(study.name_of(family), family, [folder / name for name in names], trunks))
-    return sorted(jobs, key=lambda job: flops_of(study, job.family), reverse=True)
+    for study, digest in zip(studies, digests, strict=True):
+        for family in study.families():
+            folders = [folder / run_id(config, digest) for config in family]
+            if all(map(read_row, folders)):
+                continue
+            name, trunks = study.name_of(family), trunk_folder(folder, family[0], digest)
+            if len(studies) > 1:
+                name = f"{study.name}: {name}"
+            flops = flops_of(study, family)
+            jobs.append(_Job(name, family, load or study.load_corpus, flops, folders, trunks))
+    return sorted(jobs, key=lambda job: job.flops, reverse=True)
+
+
+def _next(waiting: deque[_Job], running: dict[Hashable, _Job]) -> _Job | None:
+    """The first job whose trunk nobody trains: another study's runs on it would only wait for the lock."""
+    job = next((job for job in waiting if job.trunks.name not in running), None)
+    if job:
+        waiting.remove(job)
+    return job
 
 
 def _again(job: _Job, failure: Failure, retries: int, show: Callable[[str], None]) -> bool:

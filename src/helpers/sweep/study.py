@@ -73,7 +73,7 @@ class Study:
             file.pretrain,
             tuple(map(float, file.study.get("lr_scales", (1.0,)))),
             tuple(sorted(file.study.get("unique_tokens", ()))),
-            {file.value("rates", size, models.Size.parse, size): float(f) for size, f in file.rates.items()},
+            file.factors(),
             Text(**file.corpus),
         )
         # The settings first: the problems are computed with them.
@@ -130,6 +130,15 @@ class Study:
             vocab_size=self.text.vocab_size,
             seq_len=seq_len,
         )
+
+    def check_text(self, corpus: Corpus) -> Corpus:
+        """The corpus; raises ``ValueError`` where a run asks for more different text than it has."""
+        least = max((unique // corpus.train.seq_len for unique in self.unique_tokens), default=0)
+        least = max(least, self.pretrain.get("unique_blocks") or 0)
+        if least > len(corpus.train):
+            here = f"the text of {self.name} has {len(corpus.train):,} sequences of {corpus.train.seq_len}"
+            raise ValueError(f"{here}, and {least:,} different ones are asked for")
+        return corpus
 
     def name_of(self, family: Family) -> str:
         """What tells a family from the others of this study, for people: ``2x64 seed 0 lr 0.01``."""
