@@ -1,13 +1,14 @@
-"""The runs behind book/results/many_labels.csv: fine-tuning for sentiment with twenty thousand labels.
+"""The runs behind book/results/many_labels.csv: fine-tuning for sentiment with more labels and more steps.
 
     python studies/many_labels.py book/results/checkpoints/4x96 --runs RUNS --output FILE
 
 The argument is the folder of the 4x96 that the book ships. All of its weights, or of one with fresh weights,
-are trained for ten times the steps of finetune.csv, so that each review is read about once. Both starts get
-the same tuning budget: four pairs of learning rates with the first seed, from which the best validation
-accuracy chooses. Logistic regression on counted words, which needs no encoder, is tuned in the same way.
-Windows and held-out texts are those of finetune.py; counted words are those of whole reviews. Finished runs
-are kept in RUNS, and skipped.
+are trained for ten times the steps of finetune.csv: on as many labels as the most there, which shows what
+steps buy, and on twenty thousand, each read about once, which shows what labels add. Both starts get the same
+tuning budget: four pairs of learning rates with the first seed, from which the best validation accuracy
+chooses. Logistic regression on counted words, which needs no encoder, is tuned in the same way. Windows and
+held-out texts are those of finetune.py; counted words are those of whole reviews. Finished runs are kept in
+RUNS, and skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from helpers import data, runtime
 from helpers import finetune as ft
 
 TASK, STEPS, SEEDS = "imdb", 600, range(3)
-LABELS = (20_000,)
+LABELS = (1_600, 20_000)
 WORDS = "word counts"
 # AdamW's rate, for embeddings and head, with Muon's, for the matrices: over so many steps a rate that suits
 # fresh matrices may wipe out what trained ones know.

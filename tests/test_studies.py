@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -140,6 +141,18 @@ def test_a_study_of_models_that_are_not_there_ends_before_its_work(name, words, 
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(ValueError, match="not the folder of a model: no model.safetensors"):
         module.main()
+
+
+@pytest.mark.parametrize("table", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.name)
+def test_the_data_card_explains_every_column(table):
+    card = (RESULTS / "README.md").read_text()
+    sections = {part.partition("\n")[0]: part for part in card.split("\n## Columns of ")[1:]}
+    own = [part for title, part in sections.items() if table.name in title] or [sections["`ladder.csv`"]]
+    others = [part for title, part in sections.items() if any(f"As of {title}" in part for part in own)]
+    told = set(re.findall(r"`([^`\n]+)`", " ".join(own + others)))
+    columns = {re.sub(r"_(low|high|se)(?=_|$)", "", name) for name in pd.read_csv(table, nrows=0)}
+    assert {name for name in columns - told if not name.startswith("f1_")} == set()
+    assert f"`{table.name}`" in card.partition("\n## ")[0]
 
 
 def test_kept_rows_are_those_of_the_same_weights_and_their_columns_are_of_today(monkeypatch, tmp_path):
