@@ -107,6 +107,9 @@ def test_a_family_equals_separate_runs(family, corpus, tmp_path, same_weights):
         assert row["tokens"] == config.tokens and row["steps"] == config.steps
         assert row["params_total"] == sum(p.numel() for p in direct.model.parameters())
         assert row["unique_tokens"] <= row["tokens"] and row["precision"] == "fp32"
+    (plain := tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*.safetensors")}
+    assert modes == {plain.stat().st_mode}  # whoever shares the folder may read models and checkpoints
 
 
 def test_what_is_done_is_not_done_again(family, study, corpus, tmp_path, monkeypatch):

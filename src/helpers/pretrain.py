@@ -247,6 +247,8 @@ class Pretrained:
         """Write model and tokenizer as ``from_pretrained`` reads them."""
         with runtime.without_bars():
             self.model.save_pretrained(folder)
+        for weights in Path(folder).glob("*.safetensors"):
+            runtime.make_readable(weights)
         tokenizer.save_pretrained(folder)
         return Path(folder)
 

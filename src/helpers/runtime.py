@@ -80,11 +80,19 @@ def settle(temporary: Path, target: Path) -> None:
     for file in temporary.iterdir() if folder else [temporary]:
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
+        if folder:
+            make_readable(file)
     usual = (0o777 if folder else 0o666) & ~_UMASK
     mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else usual
     with contextlib.suppress(PermissionError):  # storage that has no modes
         temporary.chmod(mode)
     os.replace(temporary, target)
+
+
+def make_readable(file: Path) -> None:
+    """Give a new file the usual mode: safetensors makes files that only their owner can read."""
+    with contextlib.suppress(PermissionError):  # storage that has no modes
+        file.chmod(0o666 & ~_UMASK)
 
 
 def device() -> torch.device:
