@@ -42,9 +42,7 @@ def encoders(names: list[str], ladder: pd.DataFrame, runs: Path) -> list[tuple[s
 def one(name: str, model: Path, about: common.Row, labels: int, seed: int, runs: Path) -> common.Row:
     """The row of one run; read from ``runs`` when it is there, made from these very weights."""
     path = runs / f"{name}-{labels}-{seed}-{common.digest_of(model)[:12]}.json"
-    made = common.kept(path, lambda: run(name, model, labels, seed))
-    tail = {key: made.pop(key) for key in (*common.provenance(), "optimizer", "seconds") if key in made}
-    return made | about | {key: tail[key] for key in ("optimizer", "seconds", *common.provenance())}
+    return common.kept(path, lambda: run(name, model, labels, seed)) | about
 
 
 def run(name: str, model: Path, labels: int, seed: int) -> common.Row:
