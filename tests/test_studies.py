@@ -155,27 +155,25 @@ def test_the_data_card_explains_every_column(table):
     assert f"`{table.name}`" in card.partition("\n## ")[0]
 
 
-def test_kept_rows_are_those_of_the_same_weights_and_their_columns_are_of_today(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "step", "settings"), [("downstream", "run", (100, 0)), ("frozen", "probes", ())]
+)
+def test_kept_rows_are_those_of_the_same_weights_and_copy_the_ladder_of_today(
+    name, step, settings, monkeypatch, tmp_path
+):
     """The folder may hold the rows of a sweep that was run again elsewhere."""
-    model = tmp_path / "m"
-    model.mkdir()
-    for name, step in (("downstream", "run"), ("frozen", "probes")):
-        module, made = load(FOLDER / f"{name}.py", monkeypatch), []
-        row = {"encoder": "e", "accuracy": 0.5, "optimizer": "muon", "seconds": 1.0}
-        row |= {"device": "d", "precision": "p", "torch": "t", "commit": "c"}
-        answer = row if name == "downstream" else [row]
-        monkeypatch.setattr(module, step, lambda *a, made=made, answer=answer: made.append(1) or dict(answer)
-                            if isinstance(answer, dict) else made.append(1) or answer)  # fmt: skip
-        for weights, loss in (("one", 5.0), ("one", 5.1), ("other", 5.1)):
-            (model / "model.safetensors").write_text(weights)
-            about = {"mlm_loss": loss}
-            found = (
-                module.one("e", model, about, 100, 0, tmp_path)
-                if name == "downstream"
-                else module.one("e", model, about, tmp_path)[0]
-            )
-            assert found == row | about
-        assert len(made) == 2, name
+    module, made = load(FOLDER / f"{name}.py", monkeypatch), []
+
+    def make(*arguments):
+        made.append({"encoder": "e", "accuracy": 0.5 + len(made)})
+        return made[-1] if name == "downstream" else [made[-1]]
+
+    monkeypatch.setattr(module, step, make)
+    for weights, loss, made_before in (("one", 5.0, 1), ("one", 5.1, 1), ("other", 5.1, 2)):
+        (tmp_path / "model.safetensors").write_text(weights)
+        found = module.one("e", tmp_path, {"mlm_loss": loss}, *settings, tmp_path / "runs")
+        assert len(made) == made_before
+        assert (found if name == "downstream" else found[0]) == made[-1] | {"mlm_loss": loss}
 
 
 @pytest.mark.slow

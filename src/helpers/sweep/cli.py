@@ -13,7 +13,7 @@ import pandas as pd
 
 from helpers import reporting, runtime
 from helpers.sweep.planning import calibrate, plan, wall_hours
-from helpers.sweep.rows import collect, collect_logs, grow, published, run_id
+from helpers.sweep.rows import collect_all, collect_logs, grow, published, run_id
 from helpers.sweep.schedule import ENGINES, RETRIES, make_engine, run
 from helpers.sweep.status import render, status, summary
 from helpers.sweep.study import Study
@@ -123,8 +123,7 @@ def _run(studies: list[Study], folder: Path, options: argparse.Namespace) -> Non
     for _ in range(_GRACE_SECONDS):  # storage between machines may show a new file some seconds late
         if len(rows) < wanted:
             time.sleep(1.0)
-            both = zip(studies, digests, strict=True)
-            rows = pd.concat([collect(study, digest, folder) for study, digest in both])
+            rows = collect_all(studies, digests, folder)
     if len(rows) < wanted:
         lost = f"{wanted - len(rows)} of {wanted} runs ended, and their rows are not in {folder}"
         raise RuntimeError(f"{lost}: all machines must see one folder by this name")
@@ -176,10 +175,10 @@ def _status(studies: list[Study], folder: Path, options: argparse.Namespace) -> 
 
 def _collect(studies: list[Study], folder: Path, options: argparse.Namespace) -> None:
     digests = [study.load_corpus().digest for study in studies]
-    both = list(zip(studies, digests, strict=True))
-    rows = pd.concat([collect(study, digest, folder) for study, digest in both], ignore_index=True)
+    rows = collect_all(studies, digests, folder)
     # Two studies may share runs; a row is written once.
     rows = rows.drop_duplicates("run_id") if len(rows) else rows
+    both = zip(studies, digests, strict=True)
     ids = [run_id(config, digest) for study, digest in both for config in study.configs()]
     wanted = list(dict.fromkeys(ids))
     known = grow(options.output, rows, wanted)

@@ -136,6 +136,12 @@ def collect(study: Study, corpus_digest: str, folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def collect_all(studies: Sequence[Study], corpus_digests: Sequence[str], folder: Path) -> pd.DataFrame:
+    """The rows of several studies that are done, study by study; a run that two of them share comes twice."""
+    both = zip(studies, corpus_digests, strict=True)
+    return pd.concat([collect(study, digest, folder) for study, digest in both], ignore_index=True)
+
+
 def collect_logs(run_ids: Sequence[str], folder: Path) -> pd.DataFrame:
     """Training losses along finished runs, trunk included: ``run_id``, ``step`` (the last of those that a
     loss is a mean over), ``rate`` (factor on the learning rates), and ``mlm`` in nats a masked token.

@@ -16,7 +16,7 @@ from helpers.pretrain import Corpus
 from helpers.sweep.engines import Engine, Local
 from helpers.sweep.family import Failure, Task
 from helpers.sweep.planning import flops_of
-from helpers.sweep.rows import collect, newest_step, read_row, run_id, trunk_folder
+from helpers.sweep.rows import collect_all, newest_step, read_row, run_id, trunk_folder
 from helpers.sweep.study import Family, Study
 
 ENGINES = ("local", "ray")
@@ -106,8 +106,7 @@ def run(
         engine.close()
     if given_up:
         raise RuntimeError("some runs failed, run the study again to resume them: " + "; ".join(given_up))
-    both = zip(studies, digests, strict=True)
-    return pd.concat([collect(study, digest, folder) for study, digest in both], ignore_index=True)
+    return collect_all(studies, digests, folder)
 
 
 def _jobs(
